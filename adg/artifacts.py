@@ -1,0 +1,219 @@
+"""The files of a run folder: whole or absent, read with checks, known by their SHA-256.
+
+A file is written aside, flushed to disk and renamed, so a process killed at any moment leaves the old
+file or the new one. Row i of every array and line i of every JSONL belongs to line i of pool.jsonl.
+
+Shapes: N records.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adg.errors import InputError
+
+_INDEX_STRIDE = 1024  # lines between two remembered offsets of a JSONL file
+
+
+# Writing
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a hidden path beside `path`; what stands there at the end takes the place of `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    yield aside
+    _flush(aside)
+    os.replace(aside, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def to_line(row: Any) -> str:
+    """One line of JSONL, without its end. ValueError where JSON cannot hold it (NaN)."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(to_line(row) + "\n")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    with written_aside(path) as aside, aside.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+# Chunks
+
+
+def chunk_bounds(num_rows: int, chunk_size: int) -> list[range]:
+    """The rows of each chunk: [0, chunk_size), [chunk_size, 2 chunk_size), ... up to num_rows."""
+    return [range(start, min(start + chunk_size, num_rows)) for start in range(0, num_rows, chunk_size)]
+
+
+def chunk_name(index: int, suffix: str) -> str:
+    return f"{index:05d}.{suffix}"
+
+
+def chunk_files(folder: Path, suffix: str) -> list[Path]:
+    """The files of a chunked artefact, in row order; InputError where there is none."""
+    files = sorted(path for path in folder.glob(f"*.{suffix}") if not path.name.startswith("."))
+    if not files:
+        raise InputError(f"{folder}/ holds no .{suffix} file")
+    return files
+
+
+class JsonlRows:
+    """The records of one JSONL file, or of all those of a folder in the order of their names.
+
+    Only byte offsets are kept in memory; rows are read when they are asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._marks: list[tuple[int, Path, int, int]] = []  # row, file, its line (from 0), its byte
+        self._length = 0
+        for file in chunk_files(path, "jsonl") if path.is_dir() else [path]:
+            self._index(file)
+
+    def _index(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                offset = 0
+                for number, line in enumerate(file):
+                    if number % _INDEX_STRIDE == 0:
+                        self._marks.append((self._length, path, number, offset))
+                    offset += len(line)
+                    self._length += 1
+        except FileNotFoundError:
+            raise InputError(f"{path}: there is no such file") from None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[dict]:
+        return (row for row, _ in self.numbered(range(len(self))))
+
+    def rows(self, wanted: range) -> list[dict]:
+        return [row for row, _ in self.numbered(wanted)]
+
+    def numbered(self, wanted: range) -> Iterator[tuple[dict, str]]:
+        """(record, "file:line") of each row of `wanted`, a range of step 1; InputError on bad JSON."""
+        mark = bisect_right(self._marks, wanted.start, key=lambda entry: entry[0]) - 1
+        while wanted and mark < len(self._marks):
+            row, path, number, offset = self._marks[mark]
+            mark += 1
+            while mark < len(self._marks) and self._marks[mark][1] == path:
+                mark += 1
+            with path.open("rb") as file:
+                file.seek(offset)
+                for number, line in enumerate(file, start=number + 1):  # noqa: B020  lines from 1
+                    if row == wanted.stop:
+                        return
+                    if row >= wanted.start:
+                        where = f"{path}:{number}"
+                        yield parse_record(line, where), where
+                    row += 1
+
+
+def parse_record(line: bytes, where: str) -> dict:
+    """One JSON object; InputError that names `where` otherwise."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:  # broken JSON or broken UTF-8
+        raise InputError(f"{where}: not valid JSON ({error}); mend or remove the line") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: a {type(record).__name__}, not a JSON object; mend or remove it")
+    return record
+
+
+def read_arrays(folder: Path, num_rows: int, *, row_dims: int) -> np.ndarray:
+    """All rows of a chunked array, [num_rows, ...] in float32.
+
+    Raises InputError where the chunks hold another number of rows, or rows of unlike shapes.
+    """
+    arrays = [(path, read_array(path)) for path in chunk_files(folder, "npy")]
+    first = arrays[0][1].shape[1:]
+    for path, array in arrays:
+        if array.ndim != row_dims + 1 or array.shape[1:] != first or array.dtype.kind != "f":
+            raise InputError(f"{path}: {array.dtype} of shape {array.shape}; expected rows of floats "
+                             f"with {row_dims} dimension(s), alike in all files of the folder")
+    total = sum(len(array) for _, array in arrays)
+    if total != num_rows:
+        raise InputError(f"{folder}/ holds {total} rows, but pool.jsonl has {num_rows} records: "
+                         f"it belongs to another pool, or a chunk is missing")
+    return np.concatenate([array for _, array in arrays], dtype=np.float32, casting="same_kind")
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A memory-mapped .npy file; InputError where it is missing, truncated or no array."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a whole .npy file ({error})") from None
+
+
+# Identity
+
+
+class HashCache:
+    """SHA-256 of files, remembered with size and time of change so that only new ones are read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, list] = json.loads(path.read_text()) if path.is_file() else {}
+        self._changed = False
+
+    def file(self, path: Path) -> str:
+        status = path.stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+        known = self._known.get(str(path))
+        if known is None or known[:2] != stamp:
+            with path.open("rb") as file:
+                known = [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
+            self._known[str(path)] = known
+            self._changed = True
+        return known[2]
+
+    def tree(self, root: Path, files: Iterable[Path]) -> str:
+        """One hash over the names below `root` and the contents of `files`."""
+        lines = [f"{path.relative_to(root)} {self.file(path)}\n" for path in sorted(files)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def save(self) -> None:
+        if self._changed:
+            write_json(self._path, self._known)
+            self._changed = False
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Every file below `folder` that is not written aside or hidden."""
+    return [path for path in folder.rglob("*") if path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)]

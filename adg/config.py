@@ -1,0 +1,307 @@
+"""The configuration of one experiment: dataclasses, then a YAML file, then `section.key=value`.
+
+Every field states its unit and what it is for; `--help` of every stage prints them all. A key marked
+as tuning changes speed or memory only: changing it makes no result stale.
+"""
+
+import argparse
+import difflib
+import importlib.util
+import sys
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from adg.errors import InputError
+
+BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")
+
+
+def _key(default: Any, about: str, *, tuning: bool = False) -> Any:
+    metadata = {"about": about, "tuning": tuning}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
+    if not holds:
+        raise InputError(f"{key} is {value!r}; it must be {allowed}")
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, key, value, " or ".join(allowed))
+
+
+@dataclass
+class ModelConfig:
+    name_or_path: str = _key(MISSING, "backbone: a hub name, a Hugging Face folder or a GGUF file")
+    dtype: str = _key("bfloat16", "weights in every stage: bfloat16, float16 or float32")
+    trust_remote_code: bool = _key(False, "run Python code that comes with the model")
+
+    def __post_init__(self) -> None:
+        _one_of("model.dtype", self.dtype, ("bfloat16", "float16", "float32"))
+
+
+@dataclass
+class PoolConfig:
+    path: str = _key(MISSING, "the instruction pool: Alpaca records, as .jsonl or a .json array")
+    limit: int | None = _key(None, "use only the first so many usable records; null: all")
+
+    def __post_init__(self) -> None:
+        _require(self.limit is None or self.limit > 0, "pool.limit", self.limit, "null or above 0")
+
+
+@dataclass
+class GenerationConfig:
+    sampler: str = _key("vllm", "engine that answers: vllm, or transformers (slow, runs any model)")
+    prompt: str = _key("alpaca", "prompt template: alpaca, or chat (the tokenizer's own)")
+    num_answers: int = _key(5, "answers per instruction (K)")
+    temperature: float = _key(1.4, "sampling temperature")
+    top_p: float = _key(0.9, "nucleus sampling: share of probability that is kept")
+    max_new_tokens: int = _key(256, "tokens per answer at most")
+    min_new_tokens: int = _key(1, "tokens per answer at least; an answer without a token has no vector")
+    max_model_len: int = _key(2048, "tokens of prompt and answer together that the engine takes")
+    gpu_memory_utilization: float = _key(0.9, "share of each GPU's memory that vLLM takes", tuning=True)
+
+    def __post_init__(self) -> None:
+        _one_of("generation.sampler", self.sampler, ("vllm", "transformers"))
+        _one_of("generation.prompt", self.prompt, ("alpaca", "chat"))
+        _require(self.num_answers >= 2, "generation.num_answers", self.num_answers, "2 or more")
+        _require(self.temperature > 0, "generation.temperature", self.temperature, "above 0")
+        _require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "above 0 and at most 1")
+        low, high = self.min_new_tokens, self.max_new_tokens
+        _require(high >= 1, "generation.max_new_tokens", high, "1 or more")
+        _require(0 <= low <= high, "generation.min_new_tokens", low, "from 0 to max_new_tokens")
+        room = self.max_model_len
+        _require(room > high, "generation.max_model_len", room, f"above max_new_tokens ({high})")
+        share = self.gpu_memory_utilization
+        _require(0 < share <= 1, "generation.gpu_memory_utilization", share, "above 0, at most 1")
+
+
+@dataclass
+class EmbeddingConfig:
+    recipe: str = _key("paper", "which tokens make a vector: paper (the answer's own)")
+    layers: list[int] = _key([-4, -3, -2, -1], "transformer layers whose outputs are averaged; -1: last")
+    max_length: int = _key(2048, "tokens of prompt and answer together; longer answers lose their end")
+    tokens_per_batch: int = _key(8192, "tokens of one forward pass, padding included", tuning=True)
+    keep_answer_embeddings: bool = _key(False, "also write the answers' vectors (K x H floats a record)")
+
+    def __post_init__(self) -> None:
+        _one_of("embedding.recipe", self.recipe, ("paper",))
+        _require(bool(self.layers), "embedding.layers", self.layers, "at least one layer")
+        distinct = len(set(self.layers)) == len(self.layers)
+        _require(distinct, "embedding.layers", self.layers, "layers that differ")
+        _require(self.max_length >= 1, "embedding.max_length", self.max_length, "1 or more")
+        size = self.tokens_per_batch
+        _require(size >= 1, "embedding.tokens_per_batch", size, "1 or more")
+
+
+@dataclass
+class ClusteringConfig:
+    num_bins: int = _key(1000, "semantic bins (k-means clusters)")
+    batch_size: int = _key(4096, "records of one mini-batch of k-means")
+    num_init: int = _key(3, "starts of k-means, of which the best is kept")
+    max_iter: int = _key(100, "passes over the pool at most")
+
+    def __post_init__(self) -> None:
+        for name in ("num_bins", "batch_size", "num_init", "max_iter"):
+            value = getattr(self, name)
+            _require(value >= 1, f"clustering.{name}", value, "1 or more")
+
+
+@dataclass
+class SelectionConfig:
+    name: str | None = _key(None, "folder under subsets/; null: the method's name")
+    method: str = _key("adg", "what ranks the records: adg")
+    recipe: str = _key("paper", "how bins share the budget: paper (largest remainder, exact)")
+    budget: int = _key(10000, "records in each subset")
+    anisotropy_weight: float = _key(0.4, "lambda: score = (1 - lambda) D + lambda I")
+
+    def __post_init__(self) -> None:
+        _one_of("selection.method", self.method, ("adg",))
+        _one_of("selection.recipe", self.recipe, ("paper",))
+        _require(self.budget >= 1, "selection.budget", self.budget, "1 or more")
+        weight = self.anisotropy_weight
+        _require(0 <= weight <= 1, "selection.anisotropy_weight", weight, "from 0 to 1")
+
+
+@dataclass
+class TrainConfig:
+    name: str | None = _key(None, "folder under models/; null: <selection>-<subset>, as in adg-top")
+    subset: str = _key("top", "subset to fine-tune on: top, middle or bottom")
+    model_name_or_path: str | None = _key(None, "what is fine-tuned; null: the selecting backbone")
+    deepspeed: str = _key("configs/deepspeed/zero2.json", "DeepSpeed's configuration file")
+    epochs: int = _key(5, "passes over the subset")
+    learning_rate: float = _key(1e-5, "peak learning rate of AdamW")
+    lr_scheduler: str = _key("cosine", "schedule after the warm-up: cosine, linear or constant")
+    warmup_ratio: float = _key(0.03, "share of the steps in which the learning rate rises")
+    weight_decay: float = _key(0.0, "AdamW's weight decay")
+    batch_size: int = _key(64, "records per optimiser step over all ranks")
+    per_device_batch_size: int = _key(2, "records per rank in one forward pass", tuning=True)
+    max_length: int = _key(2048, "tokens of prompt and response; a longer response loses its end")
+    gradient_checkpointing: bool = _key(True, "recompute activations: less memory", tuning=True)
+    save_steps: int = _key(100, "optimiser steps between two checkpoints", tuning=True)
+    keep_checkpoints: int = _key(2, "newest checkpoints that are kept", tuning=True)
+
+    def __post_init__(self) -> None:
+        _one_of("train.subset", self.subset, ("top", "middle", "bottom"))
+        _one_of("train.lr_scheduler", self.lr_scheduler, ("cosine", "linear", "constant"))
+        for name in ("epochs", "batch_size", "per_device_batch_size", "max_length", "save_steps"):
+            value = getattr(self, name)
+            _require(value >= 1, f"train.{name}", value, "1 or more")
+        _require(self.keep_checkpoints >= 2, "train.keep_checkpoints", self.keep_checkpoints,
+                 "2 or more: the newest may be half written when a machine dies")
+        _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "above 0")
+        ratio = self.warmup_ratio
+        _require(0 <= ratio < 1, "train.warmup_ratio", ratio, "from 0 to below 1")
+        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
+
+
+@dataclass
+class EvalConfig:
+    name: str | None = _key(None, "model under models/ to evaluate, or base; null: train.name")
+    benchmarks: list[str] = _key(list(BENCHMARKS), "which of " + ", ".join(BENCHMARKS))
+    data_dir: str | None = _key(None, "benchmarks on disk in the hub's layout; null: from the hub")
+    limit: int | None = _key(None, "first so many questions of each task; null: all")
+    max_new_tokens: int | None = _key(None, "tokens per generated answer; null: as lm-eval's tasks say")
+    batch_size: int = _key(8, "questions per rank in one forward pass", tuning=True)
+    allow_code_execution: bool = _key(False, "run the programs that the model writes (mbpp, humaneval)")
+
+    def __post_init__(self) -> None:
+        for name in self.benchmarks:
+            _one_of("eval.benchmarks", name, BENCHMARKS)
+        _require(bool(self.benchmarks), "eval.benchmarks", self.benchmarks, "at least one benchmark")
+        for name in ("limit", "max_new_tokens"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"eval.{name}", value, "null or 1 or more")
+        _require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "1 or more")
+
+
+@dataclass
+class Config:
+    output_dir: str = _key(MISSING, "the run folder: one pool and one backbone")
+    seed: int = _key(42, "of sampling, k-means and training")
+    chunk_size: int = _key(500, "records per file and unit of work in answers/ and the vectors")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    clustering: ClusteringConfig = field(default_factory=ClusteringConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.chunk_size >= 1, "chunk_size", self.chunk_size, "1 or more")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        self.selection.name = self.selection.name or self.selection.method
+        self.train.name = self.train.name or f"{self.selection.name}-{self.train.subset}"
+        self.eval.name = self.eval.name or self.train.name
+        for section in ("selection", "train", "eval"):
+            name = getattr(self, section).name
+            plain = name not in (".", "..") and not set(name) & set("/\\\0")
+            _require(plain, f"{section}.name", name, "a folder's name, without a slash")
+        _require(self.train.name != "base", "train.name", "base", "another name: base is the backbone")
+
+
+def _package_dir(name: str) -> str:
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"${{package_dir:{name}}}: the Python package {name} is not installed; "
+                         f"`bash run.sh setup` installs what the demo needs")
+    return spec.submodule_search_locations[0]
+
+
+OmegaConf.register_resolver("package_dir", _package_dir, replace=True)
+
+
+def describe_keys(node: type = Config, prefix: str = "") -> list[tuple[str, Any, str, bool]]:
+    """Every configuration key: (section.key, default, what it is, whether it only tunes speed)."""
+    rows = []
+    for item in fields(node):
+        if is_dataclass(item.type):
+            rows += describe_keys(item.type, f"{prefix}{item.name}.")
+        else:
+            default = item.default if item.default is not NO_DEFAULT else item.default_factory()
+            rows.append((prefix + item.name, default, item.metadata["about"], item.metadata["tuning"]))
+    return rows
+
+
+TUNING_KEYS = frozenset(key for key, _, _, tuning in describe_keys() if tuning)
+
+
+def load_config(path: Path, overrides: list[str]) -> Config:
+    """The checked configuration: defaults, then the YAML at `path`, then `section.key=value` overrides.
+
+    Raises InputError that names the key (and the nearest one, where there is none of that name).
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such configuration file")
+    for text in overrides:
+        if "=" not in text:
+            raise InputError(f"{text!r} is no override: write section.key=value")
+    config, source = OmegaConf.structured(Config), str(path)
+    try:
+        config = OmegaConf.merge(config, OmegaConf.load(path))
+        source = "the command line"
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides))
+        source = str(path)
+        return OmegaConf.to_object(config)
+    except YAMLError as error:
+        raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except OmegaConfBaseException as error:
+        raise InputError(f"{source}: {_explain(error)}") from None
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key, first_line = getattr(error, "full_key", None), str(error).splitlines()[0]
+    first_line = first_line.removeprefix("InputError raised while resolving interpolation: ")
+    if isinstance(error, KeyError):
+        names = [name for name, *_ in describe_keys()]
+        by_last_part = [name for name in names if name.split(".")[-1] == key.split(".")[-1]]
+        near = by_last_part or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+        return f"{key} is no key" + (f"; did you mean {near[0]}?" if near else "; --help lists them")
+    if "missing mandatory" in first_line.lower():
+        return f"{key} is not given, and it has no default"
+    return f"{key}: {first_line}" if key else first_line
+
+
+def parse_command(about: str, argv: list[str] | None = None) -> tuple[Config, bool]:
+    """The arguments of a stage: CONFIG [section.key=value ...] [--overwrite] -> (config, overwrite)."""
+    parser = argparse.ArgumentParser(
+        description=about, epilog=_help_on_keys(), formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, as in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value",
+                        help="replaces a value of the file")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="delete this stage's earlier output of the same name and do it anew")
+    arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
+    return load_config(arguments.config, arguments.overrides), arguments.overwrite
+
+
+def _help_on_keys() -> str:
+    lines = ["configuration keys, with their defaults (* changes speed or memory, never a result):"]
+    for key, default, about, tuning in describe_keys():
+        shown = "required" if default == MISSING else OmegaConf.to_yaml([default]).strip()[2:]
+        if isinstance(default, list):
+            shown = f"[{', '.join(map(str, default))}]"
+        lines.append(f"  {key}{'*' if tuning else ''} ({shown})\n      {about}")
+    return "\n".join(lines)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """{"section.key": value} of every key."""
+    return {key: reduce(getattr, key.split("."), config) for key, *_ in describe_keys()}
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML: what a run folder keeps as config.yaml."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -1,0 +1,77 @@
+"""Rank, world size, device and the life of a stage's process. No other module asks for the rank."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from adg.errors import InputError
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def my_share(chunks: list[int]) -> list[int]:
+    """The chunks that are this rank's to do: chunk i belongs to rank i mod world size."""
+    return [index for index in chunks if index % world_size() == rank()]
+
+
+def say(text: str) -> None:
+    """A line for people, from rank 0 only."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+def device() -> str:
+    """This rank's torch device: its own GPU where there is one, else the processor."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+    return f"cuda:{torch.cuda.current_device()}"
+
+
+def barrier_once() -> None:
+    """Every rank waits for every other, in a process group that is gone afterwards."""
+    if world_size() == 1:
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process when its parent ends.
+
+    torchrun puts its workers into sessions of their own, where a kill of the launching process group
+    does not reach them: they would go on writing beside the run that takes their place.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a stage's main: input errors become one line on stderr and exit status 1."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    try:
+        main()
+    except InputError as error:
+        where = f" (rank {rank()})" if rank() else ""
+        print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)

@@ -1,0 +1,110 @@
+"""From `model.name_or_path` to a local Hugging Face folder, its identity and its tokenizer."""
+
+import fcntl
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from adg.errors import InputError
+
+_BLOCK = 1 << 16  # bytes of one sample of a weight file
+_BLOCKS = 64  # samples of a weight file that enter its identity
+
+
+def source_of(name_or_path: str) -> Path:
+    """The folder or GGUF file that a name or path stands for, downloaded from the hub if need be.
+
+    Raises InputError where there is no such folder, file or hub model.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model.name_or_path: {path} is not there")
+        return path
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"model.name_or_path: {path}/ holds no config.json: not a model folder")
+        return path
+    if path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
+        raise InputError(f"model.name_or_path: {name_or_path} is neither a folder that is there, "
+                         f"nor a GGUF file, nor a hub name (owner/name)")
+    return _from_hub(name_or_path)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise InputError(f"model.name_or_path: {name} is no local folder, and the hub did not give it: "
+                         f"{str(error).splitlines()[0]}") from None
+
+
+def identity(name_or_path: str) -> dict[str, str]:
+    """{"name", "sha256"} of a model: what tells its outputs from another model's.
+
+    The hash covers the small files whole and, of each weight file, its size and 64 blocks of 64 KiB
+    spread evenly over it, so that it takes no longer for a large model than for a small one.
+    """
+    source = source_of(name_or_path)
+    files = [source] if source.is_file() else sorted(source.glob("*"))
+    digest = hashlib.sha256()
+    for path in files:
+        if path.suffix in (".json", ".jinja", ".model", ".txt", ".py"):
+            digest.update(f"{path.name}\n".encode() + path.read_bytes())
+        elif path.suffix in (".safetensors", ".gguf"):
+            digest.update(f"{path.name}\n".encode())
+            _update_with_samples(digest, path)
+    return {"name": source.name if source.is_file() else name_or_path, "sha256": digest.hexdigest()}
+
+
+def _update_with_samples(digest: Any, path: Path) -> None:
+    size = path.stat().st_size
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        for index in range(_BLOCKS):
+            file.seek(max(0, size - _BLOCK) * index // (_BLOCKS - 1))
+            digest.update(file.read(_BLOCK))
+
+
+def local_folder(name_or_path: str, output_dir: str) -> Path:
+    """A Hugging Face folder with the model's weights.
+
+    A GGUF file is dequantised once into `models/` beside the run folder; every later call finds it.
+    """
+    source = source_of(name_or_path)
+    if source.is_dir():
+        return source
+    folder = Path(output_dir).parent / "models" / f"{source.stem}-{identity(name_or_path)['sha256'][:8]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:  # one rank does it, others wait
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            _dequantise(source, folder)
+    return folder
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.save_pretrained(aside)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(aside)
+    aside.rename(folder)
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
+    """The model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)

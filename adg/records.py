@@ -1,0 +1,92 @@
+"""Instruction records: read, check, normalise, and their ids."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adg import artifacts
+from adg.config import Config
+from adg.errors import InputError
+
+
+def read_source(path: Path) -> Iterator[tuple[Any, dict]]:
+    """(raw record, where it stands) of each record of a pool file: JSONL, or a JSON array (.json).
+
+    `where` is {"file", "line"} or, in an array, {"file", "element"}, both from 1.
+    Raises InputError on anything that is not JSON.
+    """
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield artifacts.parse_record(line, f"{path}:{number}"), {"file": str(path),
+                                                                             "line": number}
+    elif path.suffix == ".json":
+        try:
+            records = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{path}: not valid JSON ({error}); mend the file") from None
+        if not isinstance(records, list):
+            raise InputError(f"{path}: a JSON {type(records).__name__}, not an array of records")
+        for number, record in enumerate(records, start=1):
+            yield record, {"file": str(path), "element": number}
+    else:
+        raise InputError(f"pool.path: {path} is neither .jsonl nor .json")
+
+
+def problem_of(record: Any) -> str | None:
+    """Why an Alpaca record cannot be used; None where it can."""
+    if not isinstance(record, dict):
+        return f"a {type(record).__name__}, not an object"
+    for name in ("instruction", "output"):
+        if not isinstance(record.get(name), str):
+            return f"{name} is {'not a string' if name in record else 'missing'}"
+        if not record[name].strip():
+            return f"{name} is empty"
+    if not isinstance(record.get("input") or "", str):
+        return "input is not a string"
+    try:
+        artifacts.to_line(record).encode()
+    except ValueError as error:  # a lone surrogate, or NaN
+        return f"cannot be written as JSON: {error}"
+    return None
+
+
+def normalise(record: dict, position: int) -> dict:
+    """The pool's form of a usable record: id as a string (its position where it has none), then
+    instruction, input and output, then its other fields untouched."""
+    given = record.get("id")
+    head = {"id": str(position) if given is None else str(given), "instruction": record["instruction"],
+            "input": record.get("input") or "", "output": record["output"]}
+    return head | {key: value for key, value in record.items() if key not in head}
+
+
+def instruction_text(record: dict) -> str:
+    """The instruction and, on a line of its own, the input where there is one."""
+    return "\n".join(part for part in (record["instruction"], record["input"]) if part)
+
+
+class Pool(artifacts.JsonlRows):
+    """The records of a run folder's pool.jsonl by row, each checked for its four strings."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "pool.jsonl")
+        if not len(self):
+            raise InputError(f"{folder / 'pool.jsonl'} is empty")
+
+    def numbered(self, wanted: range) -> Iterator[tuple[dict, str]]:
+        for record, where in super().numbered(wanted):
+            for name in ("id", "instruction", "input", "output"):
+                if not isinstance(record.get(name), str):
+                    raise InputError(f"{where}: {name} is not a string; run prepare, or mend the record")
+            yield record, where
+
+
+def check_sizes(config: Config, num_records: int) -> None:
+    """InputError where the pool is too small for the bins or the budget."""
+    for key, value in (("clustering.num_bins", config.clustering.num_bins),
+                       ("selection.budget", config.selection.budget)):
+        if value > num_records:
+            raise InputError(f"{key} is {value}, but the pool has {num_records} records: "
+                             f"give {num_records} at most")

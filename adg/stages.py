@@ -1,0 +1,123 @@
+"""The eight stages in order: what each reads, writes and depends on. `adg.provenance` acts on it."""
+
+from dataclasses import dataclass
+
+from adg.config import TUNING_KEYS, Config, flatten
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the pipeline knows of a stage.
+
+    Inputs and outputs are paths in the run folder (a folder ends in /), inputs also names of things
+    outside it (OUTSIDE). `{selection}`, `{train}`, `{eval}` and `{subset}` stand for the
+    configuration's names, `{benchmark}` for each of its benchmarks.
+    """
+
+    module: str
+    keys: tuple[str, ...]  # configuration keys or sections that decide the output
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    optional_inputs: tuple[str, ...] = ()
+    parallel: bool = False  # one process per GPU, under torchrun
+    dear: bool = False  # costs hours: a changed parameter stops it, where others are redone
+    instance: str = ""  # the name that several outputs of this stage in one run folder differ by
+    work: str = ""  # folder of unfinished work that a restart goes on from
+
+
+OUTSIDE = ("pool.path", "model", "train.model", "eval.data_dir")
+
+_SUBSETS = tuple(f"subsets/{{selection}}/{name}"
+                 for name in ("scores.jsonl", "top.json", "middle.json", "bottom.json"))
+
+STAGES = {
+    "prepare": Stage(
+        "generation.prepare_pool", keys=("pool.limit",), inputs=("pool.path",),
+        outputs=("pool.jsonl", "rejected.jsonl"),
+    ),
+    "sample": Stage(
+        "generation.sample_answers", parallel=True, dear=True,
+        keys=("seed", "chunk_size", "model.dtype", "model.trust_remote_code", "generation"),
+        inputs=("pool.jsonl", "model"), outputs=("answers/",),
+    ),
+    "embed": Stage(
+        "embedding.embed", parallel=True, dear=True,
+        keys=("chunk_size", "model.dtype", "model.trust_remote_code", "embedding",
+              "generation.prompt", "generation.num_answers"),
+        inputs=("pool.jsonl", "answers/", "model"),
+        outputs=("instruction_embeddings/", "answer_grams/"),
+    ),
+    "cluster": Stage(
+        "embedding.cluster", keys=("seed", "clustering"),
+        inputs=("pool.jsonl", "instruction_embeddings/"), outputs=("bins.npy",),
+    ),
+    "select": Stage(
+        "adg.score_and_select", keys=("selection",), instance="{selection}",
+        inputs=("pool.jsonl", "bins.npy", "answer_grams/"), optional_inputs=("answers/",),
+        outputs=_SUBSETS,
+    ),
+    "finetune": Stage(
+        "train.finetune", parallel=True, dear=True, instance="{train}",
+        keys=("seed", "model.dtype", "model.trust_remote_code", "generation.prompt", "train"),
+        inputs=("subsets/{selection}/{subset}.json", "train.model"), outputs=("models/{train}/",),
+        work="train/{train}/",
+    ),
+    "evaluate": Stage(
+        "eval.run_benchmarks", parallel=True, dear=True, instance="{eval}",
+        keys=("model.dtype", "model.trust_remote_code", "eval.limit", "eval.max_new_tokens"),
+        inputs=("models/{eval}/",), optional_inputs=("eval.data_dir",),
+        outputs=("eval/{eval}/{benchmark}.json", "eval/{eval}/scores.json"),
+    ),
+    "tables": Stage(
+        "eval.tables", keys=(), inputs=("eval/*/scores.json",), outputs=("tables.md",),
+    ),
+}
+
+
+def fill_in(template: str, config: Config) -> str:
+    """A path template with the configuration's names."""
+    return template.format(selection=config.selection.name, train=config.train.name,
+                           eval=config.eval.name, subset=config.train.subset, benchmark="{benchmark}")
+
+
+def inputs_of(name: str, config: Config) -> tuple[list[str], list[str]]:
+    """(required, optional) inputs of a stage, their names filled in."""
+    stage = STAGES[name]
+    required = [fill_in(template, config) for template in stage.inputs]
+    if name == "evaluate" and config.eval.name == "base":
+        required = ["model"]
+    return required, [fill_in(template, config) for template in stage.optional_inputs]
+
+
+def outputs_of(name: str, config: Config) -> list[str]:
+    """The outputs of a stage, their names filled in."""
+    found = []
+    for template in STAGES[name].outputs:
+        path = fill_in(template, config)
+        found += [path.format(benchmark=benchmark) for benchmark in config.eval.benchmarks] \
+            if "{benchmark}" in path else [path]
+    return found
+
+
+def parameters_of(name: str, config: Config) -> dict[str, object]:
+    """{"section.key": value} of the keys that decide a stage's output."""
+    names = {f"{section}.name" for section in ("selection", "train", "eval")}
+    return {key: value for key, value in flatten(config).items()
+            if key not in TUNING_KEYS | names
+            and any(key == own or key.startswith(own + ".") for own in STAGES[name].keys)}
+
+
+def producer_of(artefact: str) -> str | None:
+    """The stage that writes an artefact; None for what comes from outside the run folder."""
+    for name, stage in STAGES.items():
+        if artefact not in OUTSIDE and any(
+                template.split("/")[0] == artefact.split("/")[0] for template in stage.outputs):
+            return name
+    return None
+
+
+def model_of(name: str, config: Config) -> str:
+    """The name or path of the model that `model` or `train.model` stands for."""
+    if name == "train.model" and config.train.model_name_or_path:
+        return config.train.model_name_or_path
+    return config.model.name_or_path

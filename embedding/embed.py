@@ -1,0 +1,124 @@
+"""Stage embed: instructions to unit vectors, the answers to the Gram matrix of their spread.
+
+Reads   pool.jsonl                        N records
+        answers/*.jsonl                   N rows of K answers
+Writes  instruction_embeddings/*.npy      float32 [n, H], unit rows
+        answer_embeddings/*.npy           float32 [n, K, H], only with embedding.keep_answer_embeddings;
+                                          NaN for an answer without a token
+        answer_grams/*.npy                float32 [n, K, K], of the centred unit answer vectors; NaN in
+                                          the row and column of an answer without a token
+
+    python -m embedding.embed configs/demo.yaml
+    torchrun --nproc_per_node=2 -m embedding.embed configs/demo.yaml
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from adg import artifacts, distributed, models, provenance
+from adg.config import Config, parse_command
+from adg.errors import InputError
+from adg.geometry import centred_grams
+from adg.prompts import check_template
+from adg.records import Pool
+from embedding.pooling import RECIPES, embed_sequences
+
+
+def main() -> None:
+    config, overwrite = parse_command(__doc__)
+    run = provenance.begin("embed", config, overwrite=overwrite)
+    if run is None:
+        return
+    pool, answers = Pool(run.folder), artifacts.JsonlRows(run.folder / "answers")
+    check_row_count(answers, pool, run.folder)
+    chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
+    missing = [i for i in range(len(chunks))
+               if not all(path.exists() for path in chunk_paths(run.folder, i, config).values())]
+    mine = distributed.my_share(missing)
+    for i in mine:
+        checked_answers(pool, answers, chunks[i], config.generation.num_answers)
+    if mine:
+        model, tokenizer = load_backbone(config)
+        with tqdm(total=sum(len(chunks[i]) for i in mine), unit="record", desc="embed (rank 0)",
+                  disable=distributed.rank() > 0) as progress:
+            for i in mine:
+                records = pool.rows(chunks[i])
+                texts = checked_answers(pool, answers, chunks[i], config.generation.num_answers)
+                arrays = embed_records(records, texts, model, tokenizer, config)
+                for name, path in chunk_paths(run.folder, i, config).items():
+                    artifacts.write_array(path, arrays[name])
+                progress.update(len(records))
+    if all(path.exists() for i in range(len(chunks))
+           for path in chunk_paths(run.folder, i, config).values()):
+        run.finish(records=sum(len(chunks[i]) for i in missing))
+
+
+def chunk_paths(folder: Path, index: int, config: Config) -> dict[str, Path]:
+    """The files of one chunk, in the order in which they are written."""
+    names = ["instruction_embeddings", "answer_embeddings", "answer_grams"]
+    if not config.embedding.keep_answer_embeddings:
+        names.remove("answer_embeddings")
+    return {name: folder / name / artifacts.chunk_name(index, "npy") for name in names}
+
+
+def check_row_count(answers: artifacts.JsonlRows, pool: Pool, folder: Path) -> None:
+    """InputError where the answers are not as many as the pool's records."""
+    if len(answers) != len(pool):
+        raise InputError(f"{folder / 'answers'}/ holds {len(answers)} rows, but pool.jsonl has "
+                         f"{len(pool)} records: it belongs to another pool, or a chunk is missing")
+
+
+def checked_answers(pool: Pool, answers: artifacts.JsonlRows, rows: range, num_answers: int) -> list:
+    """The K answers of each record of `rows`, in pool order.
+
+    Raises InputError with file and line where a row is of another record or has not K answers.
+    """
+    found = []
+    for record, (row, where) in zip(pool.rows(rows), answers.numbered(rows), strict=True):
+        for name in ("id", "instruction", "input"):
+            if name in row and row[name] != record[name] or name == "id" and name not in row:
+                raise InputError(f"{where}: {name} is {row.get(name)!r}, but {record[name]!r} in the same "
+                                 f"line of pool.jsonl: these answers belong to another pool")
+        texts = row.get("generated_answers")
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{where}: generated_answers is not a list of strings")
+        if len(texts) != num_answers:
+            raise InputError(f"{where}: {len(texts)} answers, but generation.num_answers is "
+                             f"{num_answers}")
+        found.append(texts)
+    return found
+
+
+def load_backbone(config: Config) -> tuple[Any, Any]:
+    """(model without its language-model head on this rank's device, tokenizer)."""
+    import torch
+    from transformers import AutoModel
+
+    folder = models.local_folder(config.model.name_or_path, config.output_dir)
+    tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
+    check_template(config.generation.prompt, tokenizer)
+    model = AutoModel.from_pretrained(folder, dtype=getattr(torch, config.model.dtype),
+                                      trust_remote_code=config.model.trust_remote_code)
+    return model.to(distributed.device()).eval(), tokenizer
+
+
+def embed_records(records: list[dict], texts: list[list[str]], model: Any, tokenizer: Any,
+                  config: Config) -> dict[str, np.ndarray]:
+    """{"instruction_embeddings" [n, H], "answer_embeddings" [n, K, H], "answer_grams" [n, K, K]}."""
+    settings, template = config.embedding, config.generation.prompt
+    recipe = RECIPES[settings.recipe]
+    instructions = [recipe.instruction(record, tokenizer, settings.max_length) for record in records]
+    answers = [recipe.answer(record, text, template, tokenizer, settings.max_length)
+               for record, own in zip(records, texts, strict=True) for text in own]
+    vectors = embed_sequences(model, instructions + answers, settings.layers,
+                              tokens_per_batch=settings.tokens_per_batch)
+    of_answers = vectors[len(records):].reshape(len(records), -1, vectors.shape[1])     # [n, K, H]
+    return {"instruction_embeddings": vectors[: len(records)], "answer_embeddings": of_answers,
+            "answer_grams": centred_grams(of_answers).astype(np.float32)}
+
+
+if __name__ == "__main__":
+    distributed.run_script(main)

@@ -1,0 +1,97 @@
+"""Texts to vectors: a window of layers, a mean over weighted tokens, unit length (paper, method, step 2).
+
+Shapes: S sequences of a batch, T tokens, H hidden.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adg.errors import InputError
+from adg.prompts import prompt_ids
+from adg.records import instruction_text
+
+
+class Sequence(NamedTuple):
+    """Token ids that the model reads, and the weight of each in the mean (0: read, not averaged)."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+def paper_instruction(record: dict, tokenizer: Any, max_length: int) -> Sequence:
+    """Recipe `paper`: the instruction (and its input), averaged over all but the special tokens that
+    the tokenizer adds; cut at its end to max_length tokens."""
+    encoded = tokenizer(instruction_text(record), return_special_tokens_mask=True)
+    ids, special = encoded["input_ids"][:max_length], encoded["special_tokens_mask"][:max_length]
+    return Sequence(ids, [1.0 - flag for flag in special])
+
+
+def paper_answer(record: dict, answer: str, template: str, tokenizer: Any, max_length: int) -> Sequence:
+    """Recipe `paper`: prompt and answer tokenised apart, averaged over the answer's tokens.
+
+    Longer than max_length together, the answer loses its end. An empty answer has no weight at all.
+    """
+    prompt = prompt_ids(record, template, tokenizer)
+    ids = tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
+    ids = ids[: max(0, max_length - len(prompt))]
+    return Sequence(prompt + ids, [0.0] * len(prompt) + [1.0] * len(ids))
+
+
+class Recipe(NamedTuple):
+    """How texts become sequences."""
+
+    instruction: Any
+    answer: Any
+
+
+RECIPES = {"paper": Recipe(paper_instruction, paper_answer)}
+
+
+def hidden_state_indices(layers: list[int], num_layers: int) -> list[int]:
+    """Places in transformers' hidden_states of the outputs of `layers` (from 0, or negative from the
+    end). hidden_states[0] are the token embeddings; the last entry is the last layer's after the norm.
+    """
+    for layer in layers:
+        if not -num_layers <= layer < num_layers:
+            raise InputError(f"embedding.layers: there is no layer {layer}: the model has {num_layers}")
+    return [layer + 1 if layer >= 0 else num_layers + layer + 1 for layer in layers]
+
+
+def plan_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
+    """Positions of each batch: longest sequences first, padded size at most tokens_per_batch (or one)."""
+    batches: list[list[int]] = []
+    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > tokens_per_batch:
+            batches.append([])
+        batches[-1].append(position)
+    return batches
+
+
+def embed_sequences(model: Any, sequences: list[Sequence], layers: list[int], *,
+                    tokens_per_batch: int) -> np.ndarray:
+    """Unit vectors of sequences, [len(sequences), H] float32; NaN where no token has weight."""
+    vectors = np.full((len(sequences), model.config.hidden_size), np.nan, dtype=np.float32)
+    with_weight = [i for i, sequence in enumerate(sequences) if any(sequence.weights)]
+    indices = hidden_state_indices(layers, model.config.num_hidden_layers)
+    lengths = [len(sequences[i].ids) for i in with_weight]
+    for batch in plan_batches(lengths, tokens_per_batch):
+        rows = [with_weight[position] for position in batch]
+        vectors[rows] = _embed_batch(model, [sequences[i] for i in rows], indices)
+    return vectors
+
+
+def _embed_batch(model: Any, batch: list[Sequence], indices: list[int]) -> np.ndarray:
+    import torch
+
+    longest = max(len(sequence.ids) for sequence in batch)
+    ids = torch.tensor([s.ids + [0] * (longest - len(s.ids)) for s in batch])               # [S, T]
+    weights = torch.tensor([s.weights + [0.0] * (longest - len(s.ids)) for s in batch])     # [S, T]
+    read = torch.tensor([[1] * len(s.ids) + [0] * (longest - len(s.ids)) for s in batch])   # [S, T]
+    ids, weights, read = (tensor.to(model.device) for tensor in (ids, weights, read))
+    with torch.inference_mode():
+        states = model(input_ids=ids, attention_mask=read, use_cache=False,
+                       output_hidden_states=True).hidden_states
+        window = sum(states[index].float() for index in indices) / len(indices)             # [S, T, H]
+        mean = (window * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)         # [S, H]
+        return torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
