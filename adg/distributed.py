@@ -1,10 +1,13 @@
 """Rank, world size, device and the life of a stage's process. No other module asks for the rank."""
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
 
 from adg.errors import InputError
 
@@ -44,15 +47,29 @@ def device() -> str:
     return f"cuda:{torch.cuda.current_device()}"
 
 
-def barrier_once() -> None:
-    """Every rank waits for every other, in a process group that is gone afterwards."""
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """A process group of all ranks on the processor, gone afterwards; nothing with a single rank."""
     if world_size() == 1:
+        yield
         return
     import torch.distributed as dist
 
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(hours=12))
+    yield
     dist.barrier()
     dist.destroy_process_group()
+
+
+def from_rank_0(value: Any) -> Any:
+    """Rank 0's value on every rank, within a process group."""
+    if world_size() == 1:
+        return value
+    import torch.distributed as dist
+
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def die_with_parent() -> None:

@@ -258,9 +258,9 @@ def begin(name: str, config: Config, *, overwrite: bool = False) -> StageRun | N
     run = StageRun(name, config)
     if overwrite:
         run.check_inputs()
-        if distributed.rank() == 0:
-            run.delete_outputs()
-        distributed.barrier_once()
+        with distributed.process_group():  # its end is a barrier: no rank sees what is being deleted
+            if distributed.rank() == 0:
+                run.delete_outputs()
     done = run.is_done()
     if not done:
         run.check_inputs()

@@ -1,0 +1,44 @@
+"""The six benchmarks: lm-eval's task, shots, the metric that counts, the paper's group.
+
+Group: the mean of its two benchmarks; average: the mean of the three groups (paper, set-up).
+"""
+
+from typing import NamedTuple
+
+
+class Benchmark(NamedTuple):
+    """How one number of the table is obtained."""
+
+    title: str
+    task: str  # lm-eval's task or group of tasks
+    shots: int  # examples in the prompt
+    metric: str  # the key of lm-eval's results that counts
+    group: str
+    questions: int  # of the whole benchmark: fewer are marked as not comparable
+    runs_code: bool = False
+
+
+BENCHMARKS = {
+    "bbh": Benchmark("BBH", "bbh", 3, "exact_match,get-answer", "Reasoning", 6511),
+    "gsm8k": Benchmark("GSM8K", "gsm8k", 8, "exact_match,strict-match", "Reasoning", 1319),
+    "mmlu": Benchmark("MMLU", "mmlu", 4, "acc,none", "Knowledge", 14042),
+    "truthfulqa_mc2": Benchmark("TruthfulQA", "truthfulqa_mc2", 0, "acc,none", "Knowledge", 817),
+    "mbpp": Benchmark("MBPP", "mbpp", 1, "pass_at_1,none", "Code", 500, runs_code=True),
+    "humaneval": Benchmark("HumanEval", "humaneval", 0, "pass_at_1,create_test", "Code", 164,
+                           runs_code=True),
+}
+GROUPS = ("Reasoning", "Knowledge", "Code")
+
+
+def group_scores(scores: dict[str, float]) -> dict[str, float | None]:
+    """{"Reasoning", "Knowledge", "Code", "Average"} in the unit of `scores`; None where one is missing."""
+    groups: dict[str, float | None] = {}
+    for group in GROUPS:
+        names = [name for name, benchmark in BENCHMARKS.items() if benchmark.group == group]
+        groups[group] = _mean([scores.get(name) for name in names])
+    groups["Average"] = _mean(list(groups.values()))
+    return groups
+
+
+def _mean(values: list[float | None]) -> float | None:
+    return None if None in values else sum(values) / len(values)

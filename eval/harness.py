@@ -1,0 +1,222 @@
+"""lm-eval as the pipeline uses it: data from disk, pass@1 without a download, requests shared by ranks.
+
+Touches one private function of the pinned lm-eval (load_yaml), to read a packaged task's definition
+before its data set is replaced by local files.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from adg import distributed
+from adg.errors import InputError
+
+_SECONDS = 5.0  # for one program that the model wrote
+_MEMORY = 2 << 30  # bytes of address space for it
+
+
+# Tasks
+
+
+def task_manager(data_dir: Path | None) -> Any:
+    """lm-eval's task manager; with data_dir, every task whose files are there reads them.
+
+    data_dir has the hub's layout: <dataset>/<configuration>/<split>.jsonl.
+    """
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    manager = TaskManager()
+    overrides = _code_tasks()
+    for name, entry in manager.task_index.items():
+        config = entry.cfg or {}
+        if name in overrides:
+            config = {**config, **overrides[name]}
+            data = local_files(config, data_dir)
+        else:
+            data = local_files(config, data_dir)
+            if data is None or name.startswith(("humaneval", "mbpp")):  # their code loads a metric
+                continue
+            config = load_yaml(entry.yaml_path, resolve_func=True)
+        entry.cfg = {**config, **(data or {})}
+        entry.yaml_path = None
+    return manager
+
+
+def local_files(config: dict, data_dir: Path | None) -> dict | None:
+    """What a task's definition becomes to read data_dir; None where its files are not there."""
+    path = config.get("dataset_path")
+    if data_dir is None or not path:
+        return None
+    folder = data_dir / path / (config.get("dataset_name") or path.split("/")[-1])
+    splits = {config.get(f"{kind}_split") for kind in ("training", "validation", "test", "fewshot")}
+    files = {split: str(folder / f"{split}.jsonl") for split in sorted(splits - {None})
+             if (folder / f"{split}.jsonl").is_file()}
+    asked = config.get("test_split") or config.get("validation_split")
+    return {"dataset_path": "json", "dataset_name": None,
+            "dataset_kwargs": {"data_files": files}} if asked in files else None
+
+
+def leaf_tasks(manager: Any, name: str) -> list[str]:
+    """The tasks that a task, group or tag of lm-eval stands for."""
+    entry = manager.task_index[name]
+    if entry.kind.name == "TASK":
+        return [name]
+    if entry.kind.name == "GROUP":
+        return [leaf for member in entry.cfg["task"] for leaf in leaf_tasks(manager, member)]
+    return sorted(other for other, found in manager.task_index.items()
+                  if name in found.tags and found.kind.name == "TASK")
+
+
+def _code_tasks() -> dict[str, dict]:
+    """HumanEval and MBPP with a metric of our own: the packaged one is downloaded from the hub."""
+    metric = [{"metric": pass_at_1, "aggregation": "mean", "higher_is_better": True}]
+    complete = {"function": "custom", "filter_fn": _with_prompts}
+    return {
+        "humaneval": {"metric_list": metric,
+                      "filter_list": [{"name": "create_test", "filter": [complete]}]},
+        "mbpp": {"metric_list": metric, "fewshot_config": {"sampler": "first_n",
+                                                           "samples": _mbpp_shots()}},
+    }
+
+
+def _with_prompts(responses: list[list[str]], docs: list[dict]) -> list[list[str]]:
+    return [[doc["prompt"] + response for response in own]
+            for own, doc in zip(responses, docs, strict=True)]
+
+
+def _mbpp_shots() -> list[dict]:
+    """The examples of MBPP's prompt split that lm-eval shows (task_id 2, 3, 4), from lm-eval itself."""
+    import ast
+    from importlib.resources import files
+
+    source = (files("lm_eval") / "tasks" / "mbpp" / "utils.py").read_text(encoding="utf-8")
+    function = next(node for node in ast.parse(source).body
+                    if isinstance(node, ast.FunctionDef) and node.name == "list_fewshot_samples")
+    return ast.literal_eval(function.body[-1].value)
+
+
+# Programs that the model wrote
+
+
+def pass_at_1(references: list[str] | str, predictions: list | str, **_: Any) -> float:
+    """1.0 where the first prediction, followed by the tests, ends without an error, else 0.0.
+
+    Only rank 0's figures are kept, so only rank 0 runs programs.
+    """
+    if distributed.rank() > 0:
+        return 0.0
+    tests = references if isinstance(references, str) else references[0]
+    candidate = predictions[0] if isinstance(predictions[0], str) else predictions[0][0]
+    return float(passes(f"{candidate}\n{tests}"))
+
+
+def passes(program: str) -> bool:
+    """Whether a Python program ends with status 0, in a process of its own with limits on time, memory
+    and file size, without the environment, in a folder that is removed afterwards."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", program], cwd=folder, env={}, start_new_session=True,
+            preexec_fn=_limit_resources, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            return process.wait(_SECONDS) == 0
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)  # whatever the program started
+            except ProcessLookupError:
+                pass
+            process.wait()
+
+
+def _limit_resources() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(_SECONDS) + 1, int(_SECONDS) + 1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+
+# The model
+
+
+def shared_model(folder: Path, *, dtype: str, trust_remote_code: bool, batch_size: int) -> Any:
+    """An lm-eval model whose requests are shared by the ranks.
+
+    Every rank builds all the requests, as a single process does, so the prompts (GSM8K's shots are
+    drawn while they are built) do not depend on the rank count; each computes its share and the results
+    are gathered.
+    """
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    class SharedLM(HFLM):
+        def loglikelihood(self, requests: list, **options: Any) -> list:
+            return _share(requests, lambda mine: HFLM.loglikelihood(self, mine, **options))
+
+        def generate_until(self, requests: list, **options: Any) -> list:
+            return _share(requests, lambda mine: HFLM.generate_until(self, mine, **options))
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code,
+    ).to(distributed.device()).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return SharedLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+def _share(requests: list, compute: Any) -> list:
+    """compute() of this rank's share of the requests, and of the others' what they computed."""
+    rank, world = distributed.rank(), distributed.world_size()
+    order = sorted(range(len(requests)), key=lambda i: (-len(str(requests[i].args[0])), i))
+    mine = order[rank::world]
+    results = compute([requests[i] for i in mine]) if mine else []
+    gathered = [(mine, results)]
+    if world > 1:
+        import torch.distributed as dist
+
+        gathered = [None] * world
+        dist.all_gather_object(gathered, (mine, results))
+    found = {i: result for places, parts in gathered
+             for i, result in zip(places, parts, strict=True)}
+    return [found[i] for i in range(len(requests))]
+
+
+def evaluate(model: Any, tasks: list[str], manager: Any, *, shots: int, limit: int | None,
+             max_new_tokens: int | None) -> dict | None:
+    """lm-eval's result for tasks; None on every process but the first of a node."""
+    from lm_eval import simple_evaluate
+
+    return simple_evaluate(
+        model=model, tasks=tasks, num_fewshot=shots, limit=limit, task_manager=manager,
+        bootstrap_iters=0, confirm_run_unsafe_code=True,
+        gen_kwargs=f"max_gen_toks={max_new_tokens}" if max_new_tokens else None,
+    )
+
+
+def plain(value: Any) -> Any:
+    """lm-eval's result as JSON can hold it: functions by name, numpy numbers as numbers."""
+    return json.loads(json.dumps(value, default=_as_json))
+
+
+def _as_json(value: Any) -> Any:
+    if hasattr(value, "item"):
+        return value.item()
+    return getattr(value, "__name__", str(value))
+
+
+def require_data(manager: Any, tasks: list[str], data_dir: Path, benchmark: str) -> list[str]:
+    """Those of a benchmark's tasks that data_dir has files for; InputError where it has none."""
+    found = [task for task in tasks if manager.task_index[task].cfg["dataset_path"] == "json"]
+    if not found:
+        raise InputError(f"eval.data_dir: {data_dir}/ holds no data for {benchmark}; add it, or leave "
+                         f"{benchmark} out of eval.benchmarks")
+    return found

@@ -1,0 +1,108 @@
+"""Stage evaluate: a model on the six benchmarks, through lm-eval.
+
+Reads   models/NAME/                  or the backbone itself, with eval.name=base
+        eval.data_dir                 the benchmarks on disk; without it lm-eval asks the hub
+Writes  eval/NAME/<benchmark>.json    lm-eval's result with every question; a benchmark that is there
+                                      is not run again
+        eval/NAME/scores.json         the numbers in percent, three groups and their average
+
+    python -m eval.run_benchmarks configs/demo.yaml
+    torchrun --nproc_per_node=2 -m eval.run_benchmarks configs/demo.yaml
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from adg import artifacts, distributed, models, provenance
+from adg.config import Config, parse_command
+from adg.distributed import say
+from adg.errors import InputError
+from eval import harness
+from eval.benchmarks import BENCHMARKS, group_scores
+
+
+def main() -> None:
+    config, overwrite = parse_command(__doc__)
+    check_consent(config)
+    run = provenance.begin("evaluate", config, overwrite=overwrite)
+    if run is None:
+        return
+    folder = run.folder / "eval" / config.eval.name
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with distributed.process_group():
+        missing = distributed.from_rank_0(
+            [name for name in config.eval.benchmarks if not (folder / f"{name}.json").exists()])
+        if missing:
+            evaluate_missing(missing, folder, config)
+    if distributed.rank() == 0:
+        summary = summarise(folder)
+        artifacts.write_json(folder / "scores.json", summary)
+        run.finish(records=sum(summary["questions"][name]
+                               for name in missing), benchmarks=missing, scores=summary["scores"])
+
+
+def check_consent(config: Config) -> None:
+    """InputError where a benchmark runs the model's programs and nobody has allowed that."""
+    names = [name for name in config.eval.benchmarks if BENCHMARKS[name].runs_code]
+    if names and not config.eval.allow_code_execution:
+        raise InputError(f"eval.allow_code_execution is false, but {' and '.join(names)} run programs "
+                         f"that the model writes: set it to true, or leave them out of eval.benchmarks")
+
+
+def evaluate_missing(missing: list[str], folder: Path, config: Config) -> None:
+    """Run each benchmark of `missing` on all ranks, and write its file on rank 0."""
+    data_dir = Path(config.eval.data_dir) if config.eval.data_dir else None
+    manager = harness.task_manager(data_dir)
+    tasks = {name: harness.leaf_tasks(manager, BENCHMARKS[name].task) for name in missing}
+    if data_dir:
+        tasks = {name: harness.require_data(manager, own, data_dir, name)
+                 for name, own in tasks.items()}
+    model = harness.shared_model(
+        model_folder(config), dtype=config.model.dtype, batch_size=config.eval.batch_size,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    for name, own in tasks.items():
+        say(f"[evaluate] {name}: {len(own)} task(s), {BENCHMARKS[name].shots}-shot")
+        result = harness.evaluate(model, own, manager, shots=BENCHMARKS[name].shots,
+                                  limit=config.eval.limit, max_new_tokens=config.eval.max_new_tokens)
+        if distributed.rank() == 0:
+            artifacts.write_json(folder / f"{name}.json", condense(name, own, result))
+
+
+def model_folder(config: Config) -> Path:
+    """The folder of the model that is evaluated."""
+    if config.eval.name == "base":
+        return models.local_folder(config.model.name_or_path, config.output_dir)
+    return Path(config.output_dir) / "models" / config.eval.name
+
+
+def condense(name: str, tasks: list[str], result: dict) -> dict[str, Any]:
+    """One benchmark's file: its number in percent, the questions behind it, and lm-eval's result.
+
+    Over several tasks the number is the mean over all their questions, as lm-eval's groups have it.
+    """
+    benchmark, result = BENCHMARKS[name], harness.plain(result)
+    counts = {task: result["n-samples"][task]["effective"] for task in tasks}
+    total = sum(result["results"][task][benchmark.metric] * counts[task] for task in tasks)
+    questions = sum(counts.values())
+    return {"benchmark": name, "score": 100 * total / questions, "metric": benchmark.metric,
+            "shots": benchmark.shots, "questions": questions,
+            "of_questions": benchmark.questions, "tasks": tasks, "lm_eval": result}
+
+
+def summarise(folder: Path) -> dict[str, dict]:
+    """The numbers of every benchmark that has a file in `folder`, with groups and average."""
+    results = {}
+    for name in BENCHMARKS:
+        path = folder / f"{name}.json"
+        if path.exists():
+            results[name] = json.loads(path.read_text(encoding="utf-8"))
+    scores = {name: result["score"] for name, result in results.items()}
+    return {"scores": scores, "groups": group_scores(scores),
+            "questions": {name: result["questions"] for name, result in results.items()}}
+
+
+if __name__ == "__main__":
+    distributed.run_script(main)

@@ -1,0 +1,58 @@
+"""What the Trainer tells while it runs: progress for people, metrics for machines, whole checkpoints."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from adg import artifacts, distributed
+
+
+class Progress(TrainerCallback):
+    """A progress bar in records on rank 0, and a line per step in metrics.jsonl."""
+
+    def __init__(self, metrics: Path, batch_size: int, total: int) -> None:
+        self._metrics, self._batch_size, self._total = metrics, batch_size, total
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open the bar where a resumed run left off, and drop metrics of steps that are redone."""
+        self._bar = tqdm(total=self._total, initial=min(state.global_step * self._batch_size, self._total),
+                         unit="record", desc="finetune", disable=distributed.rank() > 0)
+        if distributed.rank() == 0:
+            known = list(artifacts.JsonlRows(self._metrics)) if self._metrics.exists() else []
+            artifacts.write_jsonl(self._metrics, [row for row in known
+                                                  if row["step"] <= state.global_step])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar.update(min(self._batch_size, self._total - self._bar.n))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None,
+               **_: Any) -> None:
+        if distributed.rank() == 0 and logs and "loss" in logs:
+            self._bar.set_postfix(loss=f"{logs['loss']:.3f}")
+            row = {"step": state.global_step, "epoch": state.epoch, "loss": logs["loss"],
+                   "learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
+            with self._metrics.open("a", encoding="utf-8") as file:
+                file.write(artifacts.to_line(row) + "\n")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bar.close()
+
+
+class Checkpoints(TrainerCallback):
+    """Marks a checkpoint as whole once every rank has written its part and it is on disk."""
+
+    def __init__(self, marker: str) -> None:
+        self._marker = marker
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if dist.is_initialized():
+            dist.barrier()
+        if distributed.rank() == 0:
+            os.sync()
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            artifacts.write_json(folder / self._marker, {"world_size": distributed.world_size()})

@@ -1,0 +1,198 @@
+"""Stage finetune: full fine-tuning of the backbone on a subset, with the Hugging Face Trainer and
+DeepSpeed.
+
+Reads   subsets/NAME/<subset>.json    Alpaca records
+Writes  models/NAME/                  a Hugging Face model folder
+        train/NAME/checkpoint-*/      every save_steps steps; a killed run goes on from the last whole one
+        train/NAME/metrics.jsonl      loss and learning rate of each step
+
+    python -m train.finetune configs/demo.yaml
+    torchrun --nproc_per_node=2 -m train.finetune configs/demo.yaml
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from adg import artifacts, distributed, models, provenance
+from adg.config import Config, parse_command
+from adg.distributed import say
+from adg.errors import InputError
+from adg.prompts import check_template
+from adg.stages import model_of
+from train.data import collate, encode
+
+_WHOLE = "complete.json"  # written into a checkpoint when all of its files are on disk
+
+
+def main() -> None:
+    config, overwrite = parse_command(__doc__)
+    accumulation = accumulation_steps(config)
+    check_deepspeed_file(Path(config.train.deepspeed))
+    run = provenance.begin("finetune", config, overwrite=overwrite)
+    if run is None:
+        return
+    work = run.folder / "train" / config.train.name
+    checkpoint = last_whole_checkpoint(work)
+    prepare_environment()
+    folder = models.local_folder(model_of("train.model", config), config.output_dir)
+    tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
+    check_template(config.generation.prompt, tokenizer)
+    records = json.loads(subset_path(config).read_text(encoding="utf-8"))
+    examples, counts = encode_all(records, tokenizer, config)
+    trainer = build_trainer(folder, tokenizer, examples, work, accumulation, config)
+    say(f"[finetune] {len(examples)} records, {config.train.epochs} epochs"
+        + (f", going on from {checkpoint}" if checkpoint else ""))
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    save_model(trainer, run.folder / "models" / config.train.name)
+    if distributed.rank() == 0:
+        run.finish(records=len(examples) * config.train.epochs, **counts,
+                   steps=result.global_step, train_loss=result.training_loss)
+    end_process_group()
+
+
+def subset_path(config: Config) -> Path:
+    """The file of the records to train on."""
+    subset = f"{config.train.subset}.json"
+    return Path(config.output_dir) / "subsets" / config.selection.name / subset
+
+
+def accumulation_steps(config: Config) -> int:
+    """Forward passes per optimiser step, so that train.batch_size holds whatever the rank count.
+
+    Raises InputError that names the nearest batch sizes where it does not divide.
+    """
+    size, ranks = config.train.batch_size, distributed.world_size()
+    step = config.train.per_device_batch_size * ranks
+    if size % step:
+        nearest = [value for value in (size // step * step, (size // step + 1) * step) if value]
+        raise InputError(
+            f"train.batch_size is {size}, no multiple of {step} (train.per_device_batch_size x ranks, "
+            f"{config.train.per_device_batch_size} x {ranks}); nearest: {' or '.join(map(str, nearest))}"
+        )
+    return size // step
+
+
+def check_deepspeed_file(path: Path) -> None:
+    """InputError where train.deepspeed is no JSON file."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"train.deepspeed: {path} is not there") from None
+    except ValueError as error:
+        raise InputError(f"train.deepspeed: {path} is not valid JSON ({error})") from None
+
+
+def last_whole_checkpoint(work: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None.
+
+    DeepSpeed cuts the optimiser's state by rank; InputError where the rank count is another one now.
+    """
+    whole = sorted(work.glob(f"checkpoint-*/{_WHOLE}"),
+                   key=lambda path: int(path.parent.name.removeprefix("checkpoint-")))
+    if not whole:
+        return None
+    ranks = json.loads(whole[-1].read_text())["world_size"]
+    if ranks != distributed.world_size():
+        raise InputError(f"{whole[-1].parent} was written by {ranks} rank(s), and this run has "
+                         f"{distributed.world_size()}: start it with {ranks}, or add --overwrite to "
+                         f"train anew")
+    return whole[-1].parent
+
+
+def prepare_environment() -> None:
+    """What DeepSpeed expects of the environment: a device, and the variables that torchrun sets."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": "0"}
+    if "RANK" not in os.environ:
+        os.environ |= alone
+
+
+def encode_all(records: list[dict], tokenizer: Any, config: Config) -> tuple[list[dict], dict]:
+    """(examples, counts of what was cut): the records of the subset as ids and labels."""
+    limit = config.train.max_length
+    encoded = [encode(record, config.generation.prompt, tokenizer, limit) for record in records]
+    examples = [example for example in encoded if example is not None]
+    cut = sum(len(example["input_ids"]) == limit for example in examples)
+    left_out = len(records) - len(examples)
+    if cut or left_out:
+        say(f"[finetune] train.max_length: {cut} records reach {limit} tokens and may be cut, "
+            f"{left_out} have no room for a response and are left out")
+    if not examples:
+        raise InputError(f"{subset_path(config)}: no record has a response within train.max_length "
+                         f"({limit} tokens)")
+    return examples, {"at_max_length": cut, "left_out": left_out}
+
+
+def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path, accumulation: int,
+                  config: Config) -> Any:
+    """The Hugging Face Trainer with the paper's optimiser, schedule and DeepSpeed."""
+    import torch
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    from train.callbacks import Checkpoints, Progress
+
+    settings = config.train
+    arguments = TrainingArguments(
+        output_dir=str(work), num_train_epochs=settings.epochs, seed=config.seed,
+        per_device_train_batch_size=settings.per_device_batch_size,
+        gradient_accumulation_steps=accumulation, learning_rate=settings.learning_rate,
+        lr_scheduler_type=_SCHEDULES[settings.lr_scheduler], weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_ratio,  # below 1 it is a share of the steps
+        bf16=config.model.dtype == "bfloat16", fp16=config.model.dtype == "float16",
+        gradient_checkpointing=settings.gradient_checkpointing, deepspeed=settings.deepspeed,
+        logging_steps=1, save_strategy="steps", save_steps=settings.save_steps,
+        save_total_limit=settings.keep_checkpoints, report_to="none", remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
+    )
+    dtype = torch.float32 if config.model.dtype == "float16" else getattr(torch, config.model.dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, trust_remote_code=config.model.trust_remote_code, use_cache=False)
+    trainer = Trainer(model=model, args=arguments, train_dataset=examples, data_collator=collate,
+                      processing_class=tokenizer,
+                      callbacks=[Progress(work / "metrics.jsonl", settings.batch_size,
+                                          len(examples) * settings.epochs),
+                                 Checkpoints(_WHOLE)])
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    return trainer
+
+
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def save_model(trainer: Any, folder: Path) -> None:
+    """The trained model in `folder`, which comes into being only when all of it is written."""
+    aside = folder.with_name(f".{folder.name}.partial")
+    if distributed.rank() == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.model.config.use_cache = True
+    trainer.save_model(str(aside))
+    trainer.accelerator.wait_for_everyone()
+    if distributed.rank() == 0:
+        (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
+        artifacts.flush_tree(aside)
+        aside.rename(folder)
+
+
+def end_process_group() -> None:
+    """Leave the process group that DeepSpeed made, so that no rank is cut off from another."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    distributed.run_script(main)
