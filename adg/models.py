@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def local_folder(name_or_path: str, output_dir: str) -> Path:
     A GGUF file is dequantised once into `models/` beside the run folder; every later call finds it.
     """
     source = source_of(name_or_path)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all of it is on disk: no engine need ask the hub
     if source.is_dir():
         return source
     folder = Path(output_dir).parent / "models" / f"{source.stem}-{identity(name_or_path)['sha256'][:8]}"

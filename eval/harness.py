@@ -5,6 +5,7 @@ before its data set is replaced by local files.
 """
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -18,6 +19,17 @@ from adg.errors import InputError
 
 _SECONDS = 5.0  # for one program that the model wrote
 _MEMORY = 2 << 30  # bytes of address space for it
+
+
+def quiet(*, offline: bool) -> None:
+    """Leave the screen to what matters, and the network alone where all data is on disk."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if offline:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    datasets.disable_progress_bars()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 # Tasks
@@ -161,10 +173,12 @@ def shared_model(folder: Path, *, dtype: str, trust_remote_code: bool, batch_siz
 
     class SharedLM(HFLM):
         def loglikelihood(self, requests: list, **options: Any) -> list:
-            return _share(requests, lambda mine: HFLM.loglikelihood(self, mine, **options))
+            return _share(requests, lambda mine: HFLM.loglikelihood(
+                self, mine, **{"disable_tqdm": distributed.rank() > 0} | options))
 
         def generate_until(self, requests: list, **options: Any) -> list:
-            return _share(requests, lambda mine: HFLM.generate_until(self, mine, **options))
+            return _share(requests, lambda mine: HFLM.generate_until(
+                self, mine, **{"disable_tqdm": distributed.rank() > 0} | options))
 
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code,

@@ -11,7 +11,6 @@ Writes  eval/NAME/<benchmark>.json    lm-eval's result with every question; a be
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def main() -> None:
     if run is None:
         return
     folder = run.folder / "eval" / config.eval.name
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    harness.quiet(offline=config.eval.data_dir is not None)
     with distributed.process_group():
         missing = distributed.from_rank_0(
             [name for name in config.eval.benchmarks if not (folder / f"{name}.json").exists()])

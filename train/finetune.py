@@ -34,6 +34,10 @@ def main() -> None:
     run = provenance.begin("finetune", config, overwrite=overwrite)
     if run is None:
         return
+    if (run.folder / "models" / config.train.name).is_dir():  # killed between the last two steps
+        if distributed.rank() == 0:
+            run.finish(records=0)
+        return
     work = run.folder / "train" / config.train.name
     checkpoint = last_whole_checkpoint(work)
     prepare_environment()

@@ -1,0 +1,29 @@
+"""torchrun as the pipeline starts it: its own launcher, without its traceback when a rank fails.
+
+    python -m adg.launch --nproc_per_node=2 -m generation.sample_answers configs/demo.yaml
+"""
+
+import logging
+import sys
+
+from adg.distributed import die_with_parent
+
+
+def main() -> None:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        run(parse_args(sys.argv[1:]))
+    except ChildFailedError as error:
+        sys.exit(next((code for failure in error.failures.values()
+                       if (code := failure.exitcode) > 0), 1))
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    main()

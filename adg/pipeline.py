@@ -1,0 +1,120 @@
+"""Every stage in order, each in processes of its own; what is done is skipped.
+
+    bash run.sh configs/demo.yaml                          all stages
+    bash run.sh configs/demo.yaml embed cluster select     only these
+    bash run.sh configs/demo.yaml selection.budget=6       with a value of the configuration replaced
+
+NPROC in the environment: processes per stage that runs under torchrun; by default one per GPU, and two
+where there is none.
+"""
+
+import difflib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from adg import summary
+from adg.config import Config, parse_command
+from adg.distributed import die_with_parent, run_script
+from adg.errors import InputError
+from adg.provenance import StageRun
+from adg.stages import STAGES
+
+_RANKS_WITHOUT_GPU = 2
+
+
+def main() -> None:
+    stages, arguments = split_stages(sys.argv[1:])
+    config, overwrite = parse_command(__doc__, arguments)
+    ranks, environment = layout()
+    began, ran = time.monotonic(), []
+    for name in stages:
+        if not overwrite and already_done(name, config):
+            continue
+        print(f"\n[{name}] starts" + (f" on {ranks} ranks" if STAGES[name].parallel else ""), flush=True)
+        run_stage(name, arguments, config, ranks, environment)
+        ran.append(name)
+    if not ran:
+        print(f"nothing to do: {len(stages)} stages are done. To see the results again: "
+              f"python -m adg.summary {config.output_dir}")
+        return
+    print("\n".join(summary.summarise(Path(config.output_dir), config)))
+    print(f"\n{', '.join(ran)} done in {time.monotonic() - began:.0f} s")
+
+
+def split_stages(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(stages in the pipeline's order, the other arguments): bare words after the configuration."""
+    words = [word for word in arguments if not word.startswith("-") and "=" not in word]
+    asked = words[1:]
+    for word in asked:
+        if word not in STAGES:
+            near = difflib.get_close_matches(word, STAGES, n=1)
+            raise InputError(f"{word} is no stage" + (f"; did you mean {near[0]}?" if near else "")
+                             + f" The stages: {', '.join(STAGES)}")
+    rest = [word for word in arguments if word not in asked]
+    return [name for name in STAGES if not asked or name in asked], rest
+
+
+def already_done(name: str, config: Config) -> bool:
+    """Whether a stage is done, said; InputError where its output must not be touched."""
+    run = StageRun(name, config)
+    done = run.is_done()
+    if done:
+        for note in run.notes:
+            print(f"[{run.label}] note: {note}")
+        print(f"[{run.label}] done before")
+    else:
+        run.check_inputs()
+    return done
+
+
+def layout() -> tuple[int, dict[str, str]]:
+    """(ranks per parallel stage, environment of the stages).
+
+    On the processor the threads of a rank are those of a default run whatever NPROC says, so that sums
+    are made in the same order.
+    """
+    gpus = count_gpus()
+    text = os.environ.get("NPROC", str(gpus or _RANKS_WITHOUT_GPU))
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"NPROC is {text!r}; it must be a number of processes, 1 or more")
+    environment = dict(os.environ)
+    if not gpus:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // _RANKS_WITHOUT_GPU)))
+    environment.setdefault("PYTHONWARNINGS", "ignore")
+    return int(text), environment
+
+
+def count_gpus() -> int:
+    """GPUs that this process may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    if visible is not None:
+        return len([entry for entry in visible.split(",") if entry.strip()])
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def run_stage(name: str, arguments: list[str], config: Config, ranks: int,
+              environment: dict[str, str]) -> None:
+    """Run one stage; a stage that fails ends the pipeline with its exit status."""
+    stage = STAGES[name]
+    command = [sys.executable, "-m"]
+    if stage.parallel:
+        command += ["adg.launch", f"--nproc_per_node={ranks}", "-m"]
+    command += [stage.module, *([config.output_dir] if name == "tables" else arguments)]
+    finished = subprocess.run(command, env=environment, preexec_fn=die_with_parent, check=False)
+    if finished.returncode:
+        status = finished.returncode if finished.returncode > 0 else 128 - finished.returncode
+        print(f"[{name}] ended with status {status}; the same command goes on from here",
+              file=sys.stderr)
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    run_script(main)

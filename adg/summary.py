@@ -1,0 +1,143 @@
+"""What a person wants to see of a finished run: python -m adg.summary RUN_DIR
+
+Reads only what the stages left in the run folder; a part whose stage has not run is not shown.
+"""
+
+import argparse
+import json
+import textwrap
+from pathlib import Path
+
+from adg import artifacts
+from adg.config import Config, load_config
+from adg.distributed import run_script
+from adg.errors import InputError
+from adg.stages import STAGES, fill_in, outputs_of
+
+_EXAMPLES = 3  # records shown from each end of the ranking
+_ANSWERS = 2  # answers shown of each
+_WIDTH = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run folder")
+    run = parser.parse_args().run
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run}/ holds no config.yaml: not a run folder")
+    config = load_config(run / "config.yaml", [f"output_dir={run}"])
+    print("\n".join(summarise(run, config)))
+
+
+def summarise(run: Path, config: Config) -> list[str]:
+    """The lines of the summary."""
+    log = last_lines(run, config)
+    parts = []
+    if "prepare" in log:
+        parts += [_title("Records"), _records(log)]
+    if "select" in log:
+        subsets = run / "subsets" / config.selection.name
+        scores = list(artifacts.JsonlRows(subsets / "scores.jsonl"))
+        parts += [_title("Dispersion, anisotropy, score"), *_spread(log["select"], config)]
+        parts += [_title("Highest and lowest scores"), *_extremes(run, scores)]
+        parts += [_title("Subsets by bin"), *_by_bin(subsets, scores)]
+    if (run / "tables.md").is_file():
+        parts += [_title("Benchmarks"), (run / "tables.md").read_text(encoding="utf-8").rstrip()]
+    parts += [_title("Time"), *_times(log), _title("Files"), *_files(run, config)]
+    return parts
+
+
+def last_lines(run: Path, config: Config) -> dict[str, dict]:
+    """{stage: its last line of log.jsonl} for the names of this configuration."""
+    path = run / "log.jsonl"
+    lines = list(artifacts.JsonlRows(path)) if path.is_file() else []
+    labels = {f"{name} {fill_in(stage.instance, config)}".strip() for name, stage in STAGES.items()}
+    return {line["stage"]: line for line in lines if line["label"] in labels}
+
+
+def _title(text: str) -> str:
+    return f"\n== {text} " + "=" * max(0, _WIDTH - len(text) - 4)
+
+
+def _records(log: dict[str, dict]) -> str:
+    prepare = log["prepare"]
+    text = f"{prepare['records'] + prepare['rejected']} read, {prepare['rejected']} rejected, " \
+           f"{prepare['records']} in the pool"
+    if "select" in log:
+        sizes = ", ".join(f"{name} {size}" for name, size in log["select"]["subset_sizes"].items())
+        text += f"; {log['select']['scored']} scored; {sizes}"
+    return text
+
+
+def _spread(line: dict, config: Config) -> list[str]:
+    rows = [f"{'':12}{'min':>8}{'5%':>8}{'25%':>8}{'median':>8}{'75%':>8}{'95%':>8}{'max':>8}"]
+    for name, quantiles in line["quantiles"].items():
+        rows.append(f"{name:12}" + "".join(f"{value:8.4f}" for value in quantiles.values()))
+    shares, weight = line["variance_share"], config.selection.anisotropy_weight
+    if shares["dispersion"] is None:
+        return [*rows, "all scores are equal"]
+    decides = max(shares, key=shares.get)
+    correlations = ", ".join(f"{pair.replace('-', ' and ')} "
+                             f"{'-' if value is None else format(value, '.2f')}"
+                             for pair, value in line["correlation"].items())
+    return [*rows, f"score = {1 - weight:.2g} dispersion + {weight:.2g} anisotropy; share of the score's "
+                   f"variance: dispersion {shares['dispersion']:.0%}, anisotropy "
+                   f"{shares['anisotropy']:.0%}: {decides} decides",
+            f"correlations: {correlations}"]
+
+
+def _extremes(run: Path, scores: list[dict]) -> list[str]:
+    ranking = sorted((row for row in range(len(scores)) if scores[row]["score"] is not None),
+                     key=lambda row: -scores[row]["score"])
+    shown = dict.fromkeys(ranking[:_EXAMPLES] + ranking[-_EXAMPLES:])
+    pool = artifacts.JsonlRows(run / "pool.jsonl")
+    answers = artifacts.JsonlRows(run / "answers") if (run / "answers").is_dir() else None
+    lines = []
+    for row in shown:
+        record, score = pool.rows(range(row, row + 1))[0], scores[row]
+        lines.append(f"{score['score']:.4f}  D {score['dispersion']:.4f}  I {score['anisotropy']:.4f}  "
+                     f"{score['id']}: " + _short(record["instruction"], 60))
+        if answers is not None:
+            texts = answers.rows(range(row, row + 1))[0]["generated_answers"]
+            lines += [f"        - {_short(text, _WIDTH - 10)}" for text in texts[:_ANSWERS]]
+    return lines
+
+
+def _short(text: str, width: int) -> str:
+    return textwrap.shorten(text, width, placeholder=" ...") or "(empty)"
+
+
+def _by_bin(subsets: Path, scores: list[dict]) -> list[str]:
+    bins = sorted({row["bin"] for row in scores})
+    counts = {"records": [row["bin"] for row in scores]}
+    for name in ("top", "middle", "bottom"):
+        chosen = json.loads((subsets / f"{name}.json").read_text(encoding="utf-8"))
+        counts[name] = [row["bin"] for row in chosen]
+    if len(bins) > 20:
+        return [f"{len(bins)} bins of {min(map(counts['records'].count, bins))} to "
+                f"{max(map(counts['records'].count, bins))} records; see {subsets / 'scores.jsonl'}"]
+    rows = [f"{'bin':10}" + "".join(f"{bin_:>5}" for bin_ in bins) + f"{'all':>7}"]
+    for name, values in counts.items():
+        rows.append(f"{name:10}" + "".join(f"{values.count(bin_):>5}" for bin_ in bins)
+                    + f"{len(values):>7}")
+    return rows
+
+
+def _times(log: dict[str, dict]) -> list[str]:
+    rows = [f"{name:10}{log[name]['seconds']:9.1f} s{log[name]['records']:8} records"
+            for name in STAGES if name in log]
+    return [*rows, f"{'together':10}{sum(line['seconds'] for line in log.values()):9.1f} s"]
+
+
+def _files(run: Path, config: Config) -> list[str]:
+    lines = [f"{name:10}" + ", ".join(found) for name in STAGES
+             if (found := [str(run / path) for path in outputs_of(name, config)
+                           if (run / path).exists()])]
+    return [*(textwrap.fill(line, _WIDTH, subsequent_indent=" " * 10, break_long_words=False,
+                            break_on_hyphens=False) for line in lines),
+            f"{'every':10}{run / 'config.yaml'}, {run / 'log.jsonl'}"]
+
+
+if __name__ == "__main__":
+    run_script(main)
