@@ -1,7 +1,8 @@
 """The files of a run folder: whole or absent, read with checks, known by their SHA-256.
 
-A file is written aside, flushed to disk and renamed, so a process killed at any moment leaves the old
-file or the new one. Row i of every array and line i of every JSONL belongs to line i of pool.jsonl.
+A file is written aside, flushed to disk and renamed, so a process killed at any moment leaves the
+old file or the new one. Row i of every array and line i of every JSONL belongs to line i of
+pool.jsonl.
 
 Shapes: N records.
 """
@@ -81,7 +82,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def chunk_bounds(num_rows: int, chunk_size: int) -> list[range]:
     """The rows of each chunk: [0, chunk_size), [chunk_size, 2 chunk_size), ... up to num_rows."""
-    return [range(start, min(start + chunk_size, num_rows)) for start in range(0, num_rows, chunk_size)]
+    return [range(start, min(start + chunk_size, num_rows))
+            for start in range(0, num_rows, chunk_size)]
 
 
 def chunk_name(index: int, suffix: str) -> str:
@@ -130,7 +132,7 @@ class JsonlRows:
         return [row for row, _ in self.numbered(wanted)]
 
     def numbered(self, wanted: range) -> Iterator[tuple[dict, str]]:
-        """(record, "file:line") of each row of `wanted`, a range of step 1; InputError on bad JSON."""
+        """(record, "file:line") of each row of `wanted`, of step 1; InputError on bad JSON."""
         mark = bisect_right(self._marks, wanted.start, key=lambda entry: entry[0]) - 1
         while wanted and mark < len(self._marks):
             row, path, number, offset = self._marks[mark]
@@ -155,7 +157,8 @@ def parse_record(line: bytes, where: str) -> dict:
     except ValueError as error:  # broken JSON or broken UTF-8
         raise InputError(f"{where}: not valid JSON ({error}); mend or remove the line") from None
     if not isinstance(record, dict):
-        raise InputError(f"{where}: a {type(record).__name__}, not a JSON object; mend or remove it")
+        raise InputError(f"{where}: a {type(record).__name__}, not a JSON object; "
+                         f"mend or remove it")
     return record
 
 
@@ -168,8 +171,9 @@ def read_arrays(folder: Path, num_rows: int, *, row_dims: int) -> np.ndarray:
     first = arrays[0][1].shape[1:]
     for path, array in arrays:
         if array.ndim != row_dims + 1 or array.shape[1:] != first or array.dtype.kind != "f":
-            raise InputError(f"{path}: {array.dtype} of shape {array.shape}; expected rows of floats "
-                             f"with {row_dims} dimension(s), alike in all files of the folder")
+            raise InputError(f"{path}: {array.dtype} of shape {array.shape}; expected rows of "
+                             f"floats with {row_dims} dimension(s), alike in all files of "
+                             f"the folder")
     total = sum(len(array) for _, array in arrays)
     if total != num_rows:
         raise InputError(f"{folder}/ holds {total} rows, but pool.jsonl has {num_rows} records: "

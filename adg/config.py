@@ -1,7 +1,7 @@
 """The configuration of one experiment: dataclasses, then a YAML file, then `section.key=value`.
 
-Every field states its unit and what it is for; `--help` of every stage prints them all. A key marked
-as tuning changes speed or memory only: changing it makes no result stale.
+Every field states its unit and what it is for; `--help` of every stage prints them all. A key
+marked as tuning changes speed or memory only: changing it makes no result stale.
 """
 
 import argparse
@@ -66,9 +66,9 @@ class GenerationConfig:
     temperature: float = _key(1.4, "sampling temperature")
     top_p: float = _key(0.9, "nucleus sampling: share of probability that is kept")
     max_new_tokens: int = _key(256, "tokens per answer at most")
-    min_new_tokens: int = _key(1, "tokens per answer at least; an answer without a token has no vector")
+    min_new_tokens: int = _key(1, "tokens per answer at least; an answer without one has no vector")
     max_model_len: int = _key(2048, "tokens of prompt and answer together that the engine takes")
-    gpu_memory_utilization: float = _key(0.9, "share of each GPU's memory that vLLM takes", tuning=True)
+    gpu_memory_utilization: float = _key(0.9, "share of each GPU's memory for vLLM", tuning=True)
 
     def __post_init__(self) -> None:
         _one_of("generation.sampler", self.sampler, ("vllm", "transformers"))
@@ -88,10 +88,10 @@ class GenerationConfig:
 @dataclass
 class EmbeddingConfig:
     recipe: str = _key("paper", "which tokens make a vector: paper (the answer's own)")
-    layers: list[int] = _key([-4, -3, -2, -1], "transformer layers whose outputs are averaged; -1: last")
-    max_length: int = _key(2048, "tokens of prompt and answer together; longer answers lose their end")
+    layers: list[int] = _key([-4, -3, -2, -1], "layers whose outputs are averaged; -1: last")
+    max_length: int = _key(2048, "tokens of prompt plus answer; longer answers lose their end")
     tokens_per_batch: int = _key(8192, "tokens of one forward pass, padding included", tuning=True)
-    keep_answer_embeddings: bool = _key(False, "also write the answers' vectors (K x H floats a record)")
+    keep_answer_embeddings: bool = _key(False, "also write answer vectors (K x H floats a record)")
 
     def __post_init__(self) -> None:
         _one_of("embedding.recipe", self.recipe, ("paper",))
@@ -170,14 +170,15 @@ class EvalConfig:
     benchmarks: list[str] = _key(list(BENCHMARKS), "which of " + ", ".join(BENCHMARKS))
     data_dir: str | None = _key(None, "benchmarks on disk in the hub's layout; null: from the hub")
     limit: int | None = _key(None, "first so many questions of each task; null: all")
-    max_new_tokens: int | None = _key(None, "tokens per generated answer; null: as lm-eval's tasks say")
+    max_new_tokens: int | None = _key(None, "tokens per answer; null: as lm-eval's tasks say")
     batch_size: int = _key(8, "questions per rank in one forward pass", tuning=True)
-    allow_code_execution: bool = _key(False, "run the programs that the model writes (mbpp, humaneval)")
+    allow_code_execution: bool = _key(False, "run programs that the model writes (mbpp, humaneval)")
 
     def __post_init__(self) -> None:
         for name in self.benchmarks:
             _one_of("eval.benchmarks", name, BENCHMARKS)
-        _require(bool(self.benchmarks), "eval.benchmarks", self.benchmarks, "at least one benchmark")
+        _require(bool(self.benchmarks), "eval.benchmarks", self.benchmarks,
+                 "at least one benchmark")
         for name in ("limit", "max_new_tokens"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"eval.{name}", value, "null or 1 or more")
@@ -208,7 +209,8 @@ class Config:
             name = getattr(self, section).name
             plain = name not in (".", "..") and not set(name) & set("/\\\0")
             _require(plain, f"{section}.name", name, "a folder's name, without a slash")
-        _require(self.train.name != "base", "train.name", "base", "another name: base is the backbone")
+        _require(self.train.name != "base", "train.name", "base",
+                 "another name: base is the backbone")
 
 
 def _package_dir(name: str) -> str:
@@ -230,7 +232,8 @@ def describe_keys(node: type = Config, prefix: str = "") -> list[tuple[str, Any,
             rows += describe_keys(item.type, f"{prefix}{item.name}.")
         else:
             default = item.default if item.default is not NO_DEFAULT else item.default_factory()
-            rows.append((prefix + item.name, default, item.metadata["about"], item.metadata["tuning"]))
+            rows.append((prefix + item.name, default,
+                         item.metadata["about"], item.metadata["tuning"]))
     return rows
 
 
@@ -238,7 +241,7 @@ TUNING_KEYS = frozenset(key for key, _, _, tuning in describe_keys() if tuning)
 
 
 def load_config(path: Path, overrides: list[str]) -> Config:
-    """The checked configuration: defaults, then the YAML at `path`, then `section.key=value` overrides.
+    """The checked configuration: defaults, the YAML at `path`, then `section.key=value` overrides.
 
     Raises InputError that names the key (and the nearest one, where there is none of that name).
     """
@@ -267,16 +270,18 @@ def _explain(error: OmegaConfBaseException) -> str:
         names = [name for name, *_ in describe_keys()]
         by_last_part = [name for name in names if name.split(".")[-1] == key.split(".")[-1]]
         near = by_last_part or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-        return f"{key} is no key" + (f"; did you mean {near[0]}?" if near else "; --help lists them")
+        return f"{key} is no key" + (f"; did you mean {near[0]}?" if near
+                                     else "; --help lists them")
     if "missing mandatory" in first_line.lower():
         return f"{key} is not given, and it has no default"
     return f"{key}: {first_line}" if key else first_line
 
 
 def parse_command(about: str, argv: list[str] | None = None) -> tuple[Config, bool]:
-    """The arguments of a stage: CONFIG [section.key=value ...] [--overwrite] -> (config, overwrite)."""
+    """A stage's arguments: CONFIG [section.key=value ...] [--overwrite] -> (config, overwrite)."""
     parser = argparse.ArgumentParser(
-        description=about, epilog=_help_on_keys(), formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=about, epilog=_help_on_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, as in configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value",

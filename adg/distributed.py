@@ -49,7 +49,7 @@ def device() -> str:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """A process group of all ranks on the processor, gone afterwards; nothing with a single rank."""
+    """A process group of all ranks on the processor, gone afterwards; nothing with one rank."""
     if world_size() == 1:
         yield
         return
@@ -75,8 +75,8 @@ def from_rank_0(value: Any) -> Any:
 def die_with_parent() -> None:
     """Have Linux kill this process when its parent ends.
 
-    torchrun puts its workers into sessions of their own, where a kill of the launching process group
-    does not reach them: they would go on writing beside the run that takes their place.
+    torchrun puts its workers into sessions of their own, where a kill of the launching process
+    group does not reach them: they would go on writing beside the run that takes their place.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""The shape of a cloud of answers: centred Gram matrix, dispersion, anisotropy, score (paper, method).
+"""The shape of a cloud of answers: centred Gram, dispersion, anisotropy, score (paper, method).
 
 Shapes: K answers, H hidden; `...` any leading axes (records). All arithmetic is in float64.
-A missing answer is a row of NaN: it is left out of the mean, and NaN in its row and column of the Gram.
+A missing answer is a row of NaN: left out of the mean, and NaN in its row and column of the Gram.
 """
 
 import numpy as np
@@ -12,17 +12,17 @@ _NO_SPREAD = 1e-12  # below this sum of eigenvalues all answers coincide
 def centred_grams(vectors: np.ndarray) -> np.ndarray:
     """Gram matrices Sc of unit vectors after centring: Sc_jk = (v_j - m) . (v_k - m).
 
-    vectors [..., K, H] need not be unit: rows are normalised, a zero row stays zero, a row with a NaN
-    is a missing answer. Returns [..., K, K] float64. Centring comes before the product: a Gram centred
-    afterwards loses the anisotropy of near-identical answers to cancellation.
+    vectors [..., K, H] need not be unit: rows are normalised, a zero row stays zero, a row with a
+    NaN is a missing answer. Returns [..., K, K] float64. Centring comes before the product: a Gram
+    centred afterwards loses the anisotropy of near-identical answers to cancellation.
     """
     vectors = np.asarray(vectors, dtype=np.float64)
-    missing = np.isnan(vectors).any(axis=-1, keepdims=True)                             # [..., K, 1]
+    missing = np.isnan(vectors).any(axis=-1, keepdims=True)                            # [..., K, 1]
     vectors = np.where(missing, 0.0, vectors)
-    scale = np.abs(vectors).max(axis=-1, keepdims=True)  # first, so that no square over- or underflows
+    scale = np.abs(vectors).max(axis=-1, keepdims=True)  # first: no square over- or underflows
     vectors = vectors / np.where(scale > 0, scale, 1.0)
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    units = vectors / np.where(length > 0, length, 1.0)                                 # [..., K, H]
+    units = vectors / np.where(length > 0, length, 1.0)                                # [..., K, H]
     count = np.maximum((~missing).sum(axis=-2, keepdims=True), 1)
     centred = np.where(missing, np.nan, units - units.sum(axis=-2, keepdims=True) / count)
     return centred @ np.swapaxes(centred, -1, -2)
@@ -45,13 +45,13 @@ def dispersion(grams: np.ndarray) -> np.ndarray:
 
 
 def anisotropy(grams: np.ndarray) -> np.ndarray:
-    """I = 1 - lambda_1 / sum_j lambda_j, the share of variance outside the first principal direction.
+    """I = 1 - lambda_1 / sum_j lambda_j, share of variance outside the first principal direction.
 
-    [..., K, K] -> [...] in [0, 1 - 1/(K-1)]; 0 where the answers coincide or lie on a line. NaN where
-    fewer than two answers have a vector. (A high value means spread in many directions.)
+    [..., K, K] -> [...] in [0, 1 - 1/(K-1)]; 0 where the answers coincide or lie on a line. NaN
+    where fewer than two answers have a vector. (A high value means spread in many directions.)
     """
     grams = np.asarray(grams, dtype=np.float64)
-    eigenvalues = np.maximum(np.linalg.eigvalsh(np.nan_to_num(grams, nan=0.0)), 0.0)    # [..., K]
+    eigenvalues = np.maximum(np.linalg.eigvalsh(np.nan_to_num(grams, nan=0.0)), 0.0)   # [..., K]
     total = eigenvalues.sum(axis=-1)
     spread = total >= _NO_SPREAD
     share = 1.0 - eigenvalues[..., -1] / np.where(spread, total, 1.0)
@@ -60,5 +60,6 @@ def anisotropy(grams: np.ndarray) -> np.ndarray:
 
 def divergence_score(dispersion: np.ndarray, anisotropy: np.ndarray,
                      anisotropy_weight: float = 0.4) -> np.ndarray:
-    """s = (1 - lambda) D + lambda I, with lambda = anisotropy_weight; neither term is normalised."""
-    return (1.0 - anisotropy_weight) * np.asarray(dispersion) + anisotropy_weight * np.asarray(anisotropy)
+    """s = (1 - lambda) D + lambda I, lambda = anisotropy_weight; neither term is normalised."""
+    return ((1.0 - anisotropy_weight) * np.asarray(dispersion)
+            + anisotropy_weight * np.asarray(anisotropy))

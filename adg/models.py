@@ -25,7 +25,8 @@ def source_of(name_or_path: str) -> Path:
         return path
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"model.name_or_path: {path}/ holds no config.json: not a model folder")
+            raise InputError(f"model.name_or_path: {path}/ holds no config.json: "
+                             f"not a model folder")
         return path
     if path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
         raise InputError(f"model.name_or_path: {name_or_path} is neither a folder that is there, "
@@ -41,8 +42,8 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise InputError(f"model.name_or_path: {name} is no local folder, and the hub did not give it: "
-                         f"{str(error).splitlines()[0]}") from None
+        raise InputError(f"model.name_or_path: {name} is no local folder, and the hub did not give "
+                         f"it: {str(error).splitlines()[0]}") from None
 
 
 def identity(name_or_path: str) -> dict[str, str]:
@@ -81,9 +82,10 @@ def local_folder(name_or_path: str, output_dir: str) -> Path:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all of it is on disk: no engine need ask the hub
     if source.is_dir():
         return source
-    folder = Path(output_dir).parent / "models" / f"{source.stem}-{identity(name_or_path)['sha256'][:8]}"
+    folder = (Path(output_dir).parent / "models"
+              / f"{source.stem}-{identity(name_or_path)['sha256'][:8]}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:  # one rank does it, others wait
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:  # one rank works, others wait
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
             _dequantise(source, folder)

@@ -2,10 +2,10 @@
 
     bash run.sh configs/demo.yaml                          all stages
     bash run.sh configs/demo.yaml embed cluster select     only these
-    bash run.sh configs/demo.yaml selection.budget=6       with a value of the configuration replaced
+    bash run.sh configs/demo.yaml selection.budget=6       with a configuration value replaced
 
-NPROC in the environment: processes per stage that runs under torchrun; by default one per GPU, and two
-where there is none.
+NPROC in the environment: processes per stage that runs under torchrun; by default one per GPU, and
+two where there is none.
 """
 
 import difflib
@@ -34,7 +34,8 @@ def main() -> None:
     for name in stages:
         if not overwrite and already_done(name, config):
             continue
-        print(f"\n[{name}] starts" + (f" on {ranks} ranks" if STAGES[name].parallel else ""), flush=True)
+        print(f"\n[{name}] starts" + (f" on {ranks} ranks" if STAGES[name].parallel else ""),
+              flush=True)
         run_stage(name, arguments, config, ranks, environment)
         ran.append(name)
     if not ran:
@@ -74,8 +75,8 @@ def already_done(name: str, config: Config) -> bool:
 def layout() -> tuple[int, dict[str, str]]:
     """(ranks per parallel stage, environment of the stages).
 
-    On the processor the threads of a rank are those of a default run whatever NPROC says, so that sums
-    are made in the same order.
+    On the processor the threads of a rank are those of a default run whatever NPROC says, so that
+    sums are made in the same order.
     """
     gpus = count_gpus()
     text = os.environ.get("NPROC", str(gpus or _RANKS_WITHOUT_GPU))

@@ -6,8 +6,8 @@ from adg.errors import InputError
 from adg.records import instruction_text
 
 _ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
 )
 _ALPACA = (
@@ -20,8 +20,9 @@ _ALPACA = (
 def prompt_ids(record: dict, template: str, tokenizer: Any) -> list[int]:
     """Token ids of a record's prompt, up to where the answer begins.
 
-    alpaca: the Stanford Alpaca template (Taori et al. 2023), with the special tokens that the tokenizer
-    adds by itself. chat: the tokenizer's own chat template, the instruction as the user's message.
+    alpaca: the Stanford Alpaca template (Taori et al. 2023), with the special tokens that the
+    tokenizer adds by itself. chat: the tokenizer's own chat template, the instruction as the user's
+    message.
     """
     return _TEMPLATES[template](record, tokenizer)
 
@@ -43,5 +44,5 @@ _TEMPLATES = {"alpaca": _alpaca_ids, "chat": _chat_ids}
 def check_template(template: str, tokenizer: Any) -> None:
     """InputError where the tokenizer has no chat template but generation.prompt asks for it."""
     if template == "chat" and not tokenizer.chat_template:
-        raise InputError("generation.prompt is chat, but the model's tokenizer has no chat template: "
-                         "use alpaca")
+        raise InputError("generation.prompt is chat, but the model's tokenizer has no chat "
+                         "template: use alpaca")

@@ -2,8 +2,8 @@
 
 A stage that starts writes `provenance/<stage>.json` with the parameters and inputs that decide its
 output; once finished it adds the hashes of what it wrote, and one line to `log.jsonl`. A later run
-compares these with its own configuration and files. Output without a record was made elsewhere: it is
-taken as it is, and said.
+compares these with its own configuration and files. Output without a record was made elsewhere: it
+is taken as it is, and said.
 """
 
 import fcntl
@@ -35,7 +35,7 @@ _PATIENCE = 600  # seconds that a rank waits for rank 0 to record the start
 
 
 class StageRun:
-    """One stage of one run folder: is it done, may it start, and its record once it has finished."""
+    """One stage of one run folder: is it done, may it start, and its record once finished."""
 
     def __init__(self, name: str, config: Config) -> None:
         self.name, self.config, self.stage = name, config, STAGES[name]
@@ -51,7 +51,7 @@ class StageRun:
     # Files and their identity
 
     def artefact(self, name: str) -> dict[str, Any] | None:
-        """{"sha256", "files"} of a file, folder or pattern in the run folder; None where it is not."""
+        """{"sha256", "files"} of a file, folder or pattern in the run folder; None where absent."""
         if name.endswith("/"):
             files = artifacts.visible_files(self.folder / name)
         else:
@@ -104,11 +104,13 @@ class StageRun:
         changes = self._changes(record)
         if not changes:
             return record["state"] == "finished" and self._whole(record, present)
-        unfinished = self.stage.work and (self.folder / fill_in(self.stage.work, self.config)).is_dir()
+        unfinished = (self.stage.work
+                      and (self.folder / fill_in(self.stage.work, self.config)).is_dir())
         if self.stage.dear and (present or unfinished):
             raise InputError(
-                f"{self.label}: {'; '.join(changes)}. What {self.folder} holds was made with the old "
-                f"value and is kept: give another output_dir (or name), or --overwrite to redo it"
+                f"{self.label}: {'; '.join(changes)}. What {self.folder} holds was made with the "
+                f"old value and is kept: give another output_dir (or name), or --overwrite to "
+                f"redo it"
             )
         self.notes.append(f"redone, because {'; '.join(changes)}")
         return False
@@ -116,10 +118,12 @@ class StageRun:
     def _made_elsewhere(self, present: dict[str, dict]) -> bool:
         if not present:
             return False
-        missing = [name for name in self.outputs if name not in present and name != "rejected.jsonl"]
+        missing = [name for name in self.outputs
+                   if name not in present and name != "rejected.jsonl"]
         if missing:
-            raise InputError(f"{self.folder}: {', '.join(present)} was not written by {self.label}, and "
-                             f"{', '.join(missing)} is missing: complete it, or --overwrite to redo it")
+            raise InputError(f"{self.folder}: {', '.join(present)} was not written by "
+                             f"{self.label}, and {', '.join(missing)} is missing: complete it, "
+                             f"or --overwrite to redo it")
         self.notes.append(f"{', '.join(present)} was made elsewhere (no provenance): kept as it is")
         return True
 
@@ -161,8 +165,8 @@ class StageRun:
             for shared in [key for key in record["inputs"] if key in inputs]:
                 if _sha(record["inputs"][shared]) != _sha(inputs[shared]):
                     what = _describe(shared, record["inputs"][shared], inputs[shared])
-                    raise InputError(f"{self.label}: {name} was made from another {shared} ({what}): "
-                                     f"run {upstream.name} again")
+                    raise InputError(f"{self.label}: {name} was made from another {shared} "
+                                     f"({what}): run {upstream.name} again")
 
     def check_as_input(self, name: str) -> None:
         """InputError where this stage's output, or what it was made from, does not fit."""
@@ -226,7 +230,7 @@ class StageRun:
         raise InputError(f"{self.label}: rank 0 has recorded no start within {_PATIENCE} s")
 
     def finish(self, *, records: int, **counts: Any) -> None:
-        """Mark the stage as done and append its line to log.jsonl; `records` is what this run did."""
+        """Mark the stage done and append its line to log.jsonl; `records` is what this run did."""
         seconds = time.monotonic() - self.started
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             fcntl.lockf(log, fcntl.LOCK_EX)  # of ranks that end together, one writes the line
@@ -252,13 +256,13 @@ class StageRun:
 def begin(name: str, config: Config, *, overwrite: bool = False) -> StageRun | None:
     """Check a stage and record its start. None where its work is done: there is nothing to do.
 
-    Raises InputError where inputs are missing, unfinished or do not belong together, and where a dear
-    stage's earlier output was made with other parameters.
+    Raises InputError where inputs are missing, unfinished or do not belong together, and where a
+    dear stage's earlier output was made with other parameters.
     """
     run = StageRun(name, config)
     if overwrite:
         run.check_inputs()
-        with distributed.process_group():  # its end is a barrier: no rank sees what is being deleted
+        with distributed.process_group():  # its end is a barrier: no rank sees files being deleted
             if distributed.rank() == 0:
                 run.delete_outputs()
     done = run.is_done()

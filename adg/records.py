@@ -57,8 +57,9 @@ def normalise(record: dict, position: int) -> dict:
     """The pool's form of a usable record: id as a string (its position where it has none), then
     instruction, input and output, then its other fields untouched."""
     given = record.get("id")
-    head = {"id": str(position) if given is None else str(given), "instruction": record["instruction"],
-            "input": record.get("input") or "", "output": record["output"]}
+    head = {"id": str(position) if given is None else str(given),
+            "instruction": record["instruction"], "input": record.get("input") or "",
+            "output": record["output"]}
     return head | {key: value for key, value in record.items() if key not in head}
 
 
@@ -79,7 +80,8 @@ class Pool(artifacts.JsonlRows):
         for record, where in super().numbered(wanted):
             for name in ("id", "instruction", "input", "output"):
                 if not isinstance(record.get(name), str):
-                    raise InputError(f"{where}: {name} is not a string; run prepare, or mend the record")
+                    raise InputError(f"{where}: {name} is not a string; "
+                                     f"run prepare, or mend the record")
             yield record, where
 
 

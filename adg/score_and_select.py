@@ -34,7 +34,8 @@ def main() -> None:
     grams = artifacts.read_arrays(run.folder / "answer_grams", len(pool), row_dims=2)
     table = METHODS[config.selection.method](grams, config.selection)
     table["bin"] = bins
-    subsets = selection.RECIPES[config.selection.recipe](table["score"], bins, config.selection.budget)
+    subsets = selection.RECIPES[config.selection.recipe](table["score"], bins,
+                                                         config.selection.budget)
     write_subsets(run.folder / "subsets" / config.selection.name, pool, table, subsets,
                   answers_of(run.folder, len(pool)))
     unscored = [pool.rows(range(row, row + 1))[0]["id"] for row in
@@ -55,12 +56,14 @@ def read_bins(path: Path, num_records: int) -> np.ndarray:
 
 
 def score_by_divergence(grams: np.ndarray, config: SelectionConfig) -> dict[str, np.ndarray]:
-    """Method adg: {"num_answers", "dispersion", "anisotropy", "score"}, each [N], from [N, K, K]."""
+    """{"num_answers", "dispersion", "anisotropy", "score"} by adg, each [N], from [N, K, K]."""
     if grams.shape[1] != grams.shape[2]:
-        raise InputError(f"answer_grams/ has rows of shape {grams.shape[1:]}; a Gram matrix is square")
+        raise InputError(f"answer_grams/ has rows of shape {grams.shape[1:]}; "
+                         f"a Gram matrix is square")
     dispersion, anisotropy = geometry.dispersion(grams), geometry.anisotropy(grams)
     return {
-        "num_answers": geometry.num_answers(grams), "dispersion": dispersion, "anisotropy": anisotropy,
+        "num_answers": geometry.num_answers(grams),
+        "dispersion": dispersion, "anisotropy": anisotropy,
         "score": geometry.divergence_score(dispersion, anisotropy, config.anisotropy_weight),
     }
 
@@ -75,12 +78,13 @@ def answers_of(folder: Path, num_records: int) -> artifacts.JsonlRows | None:
     answers = artifacts.JsonlRows(folder / "answers")
     if len(answers) != num_records:
         raise InputError(f"{folder / 'answers'}/ holds {len(answers)} rows, but pool.jsonl has "
-                         f"{num_records} records: it belongs to another pool, or a chunk is missing")
+                         f"{num_records} records: it belongs to another pool, "
+                         f"or a chunk is missing")
     return answers
 
 
-def write_subsets(folder: Path, pool: Pool, table: dict[str, np.ndarray], subsets: selection.Subsets,
-                  answers: artifacts.JsonlRows | None) -> None:
+def write_subsets(folder: Path, pool: Pool, table: dict[str, np.ndarray],
+                  subsets: selection.Subsets, answers: artifacts.JsonlRows | None) -> None:
     """scores.jsonl of all records, and the three subsets as Alpaca-format JSON arrays."""
     columns = {name: [_plain(value) for value in table[name].tolist()]
                for name in ("bin", "num_answers", "dispersion", "anisotropy", "score")}
@@ -89,7 +93,8 @@ def write_subsets(folder: Path, pool: Pool, table: dict[str, np.ndarray], subset
         for row in rows.tolist():
             record = pool.rows(range(row, row + 1))[0]
             if answers is not None:
-                record["generated_answers"] = answers.rows(range(row, row + 1))[0]["generated_answers"]
+                record["generated_answers"] = (
+                    answers.rows(range(row, row + 1))[0]["generated_answers"])
             for column in ("dispersion", "anisotropy", "score", "bin"):
                 record[column] = columns[column][row]
             chosen.append(record)
@@ -107,8 +112,8 @@ def _plain(value: float | int) -> float | int | None:
 def describe_scores(table: dict[str, np.ndarray], anisotropy_weight: float) -> dict:
     """Counts, quantiles, correlations, and the share of the score's variance that each term brings.
 
-    A term's share is its covariance with the score over the score's variance; the two sum to 1. Shares
-    and correlations are None where there is no variance.
+    A term's share is its covariance with the score over the score's variance; the two sum to 1.
+    Shares and correlations are None where there is no variance.
     """
     scored = ~np.isnan(table["score"])
     columns = {name: table[name][scored] for name in ("dispersion", "anisotropy", "score")}

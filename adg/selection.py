@@ -21,8 +21,8 @@ class Subsets(NamedTuple):
 def largest_remainder(sizes: np.ndarray, budget: int) -> np.ndarray:
     """Quotas in proportion to `sizes` [B], summing to `budget` exactly, none above its size.
 
-    Whole parts first; what is left goes to the largest remainders, of equal ones to the larger bin and
-    then to the earlier one. Needs budget <= sizes.sum().
+    Whole parts first; what is left goes to the largest remainders, of equal ones to the larger bin
+    and then to the earlier one. Needs budget <= sizes.sum().
     """
     sizes = np.asarray(sizes, dtype=np.int64)
     exact, total = sizes * int(budget), int(sizes.sum())
@@ -33,15 +33,16 @@ def largest_remainder(sizes: np.ndarray, budget: int) -> np.ndarray:
 
 
 def select_paper(scores: np.ndarray, bins: np.ndarray, budget: int) -> Subsets:
-    """Recipe `paper`: the best of each bin, in proportion to the bin's size, exactly `budget` of them.
+    """Recipe `paper`: the best of each bin, in proportion to its size, exactly `budget` of them.
 
-    scores [N] (NaN: not scored, never chosen), bins [N] of any labels. The controls have the size of
-    top wherever 3 x budget records are scored, else each the half of what top leaves. A bin gives its
-    quota of them too: bottom its lowest, middle those around the middle of what then remains. A bin
-    too small for that gives each control half of what it has beyond top; what bottom then lacks are the
-    lowest-scored records still free anywhere, and what middle lacks those free ones whose rank in the
-    pool is nearest the middle. Top is never changed for the controls' sake. All three come out by
-    score, highest first, ties in pool order. Raises InputError where fewer than `budget` are scored.
+    scores [N] (NaN: not scored, never chosen), bins [N] of any labels. The controls have the size
+    of top wherever 3 x budget records are scored, else each the half of what top leaves. A bin
+    gives its quota of them too: bottom its lowest, middle those around the middle of what then
+    remains. A bin too small for that gives each control half of what it has beyond top; what bottom
+    then lacks are the lowest-scored records still free anywhere, and what middle lacks those free
+    ones whose rank in the pool is nearest the middle. Top is never changed for the controls' sake.
+    All three come out by score, highest first, ties in pool order. Raises InputError where fewer
+    than `budget` are scored.
     """
     scores = np.asarray(scores, dtype=np.float64)
     ranking = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]

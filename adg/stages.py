@@ -1,4 +1,4 @@
-"""The eight stages in order: what each reads, writes and depends on. `adg.provenance` acts on it."""
+"""The eight stages in order: what each reads, writes, depends on. `adg.provenance` acts on it."""
 
 from dataclasses import dataclass
 
@@ -77,7 +77,8 @@ STAGES = {
 def fill_in(template: str, config: Config) -> str:
     """A path template with the configuration's names."""
     return template.format(selection=config.selection.name, train=config.train.name,
-                           eval=config.eval.name, subset=config.train.subset, benchmark="{benchmark}")
+                           eval=config.eval.name, subset=config.train.subset,
+                           benchmark="{benchmark}")
 
 
 def inputs_of(name: str, config: Config) -> tuple[list[str], list[str]]:

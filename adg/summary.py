@@ -81,8 +81,8 @@ def _spread(line: dict, config: Config) -> list[str]:
     correlations = ", ".join(f"{pair.replace('-', ' and ')} "
                              f"{'-' if value is None else format(value, '.2f')}"
                              for pair, value in line["correlation"].items())
-    return [*rows, f"score = {1 - weight:.2g} dispersion + {weight:.2g} anisotropy; share of the score's "
-                   f"variance: dispersion {shares['dispersion']:.0%}, anisotropy "
+    return [*rows, f"score = {1 - weight:.2g} dispersion + {weight:.2g} anisotropy; share of the "
+                   f"score's variance: dispersion {shares['dispersion']:.0%}, anisotropy "
                    f"{shares['anisotropy']:.0%}: {decides} decides",
             f"correlations: {correlations}"]
 
@@ -96,8 +96,9 @@ def _extremes(run: Path, scores: list[dict]) -> list[str]:
     lines = []
     for row in shown:
         record, score = pool.rows(range(row, row + 1))[0], scores[row]
-        lines.append(f"{score['score']:.4f}  D {score['dispersion']:.4f}  I {score['anisotropy']:.4f}  "
-                     f"{score['id']}: " + _short(record["instruction"], 60))
+        lines.append(f"{score['score']:.4f}  D {score['dispersion']:.4f}  "
+                     f"I {score['anisotropy']:.4f}  {score['id']}: "
+                     + _short(record["instruction"], 60))
         if answers is not None:
             texts = answers.rows(range(row, row + 1))[0]["generated_answers"]
             lines += [f"        - {_short(text, _WIDTH - 10)}" for text in texts[:_ANSWERS]]
@@ -116,7 +117,8 @@ def _by_bin(subsets: Path, scores: list[dict]) -> list[str]:
         counts[name] = [row["bin"] for row in chosen]
     if len(bins) > 20:
         return [f"{len(bins)} bins of {min(map(counts['records'].count, bins))} to "
-                f"{max(map(counts['records'].count, bins))} records; see {subsets / 'scores.jsonl'}"]
+                f"{max(map(counts['records'].count, bins))} records; "
+                f"see {subsets / 'scores.jsonl'}"]
     rows = [f"{'bin':10}" + "".join(f"{bin_:>5}" for bin_ in bins) + f"{'all':>7}"]
     for name, values in counts.items():
         rows.append(f"{name:10}" + "".join(f"{values.count(bin_):>5}" for bin_ in bins)

@@ -26,8 +26,9 @@ def main() -> None:
     vectors = artifacts.read_arrays(run.folder / "instruction_embeddings", num_records, row_dims=1)
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
-        raise InputError(f"{run.folder / 'instruction_embeddings'}/: row {bad[0]} (of {len(bad)} such) "
-                         f"is not finite; remove its chunk and run embed again")
+        raise InputError(f"{run.folder / 'instruction_embeddings'}/: row {bad[0]} "
+                         f"(of {len(bad)} such) is not finite; remove its chunk and run "
+                         f"embed again")
     bins = cluster(vectors, config)
     artifacts.write_array(run.folder / "bins.npy", bins)
     filled = np.unique(bins)

@@ -3,10 +3,10 @@
 Reads   pool.jsonl                        N records
         answers/*.jsonl                   N rows of K answers
 Writes  instruction_embeddings/*.npy      float32 [n, H], unit rows
-        answer_embeddings/*.npy           float32 [n, K, H], only with embedding.keep_answer_embeddings;
-                                          NaN for an answer without a token
-        answer_grams/*.npy                float32 [n, K, K], of the centred unit answer vectors; NaN in
-                                          the row and column of an answer without a token
+        answer_embeddings/*.npy           float32 [n, K, H], NaN for an answer without a token; only
+                                          with embedding.keep_answer_embeddings
+        answer_grams/*.npy                float32 [n, K, K], of the centred unit answer vectors;
+                                          NaN in the row and column of an answer without a token
 
     python -m embedding.embed configs/demo.yaml
     torchrun --nproc_per_node=2 -m embedding.embed configs/demo.yaml
@@ -71,7 +71,8 @@ def check_row_count(answers: artifacts.JsonlRows, pool: Pool, folder: Path) -> N
                          f"{len(pool)} records: it belongs to another pool, or a chunk is missing")
 
 
-def checked_answers(pool: Pool, answers: artifacts.JsonlRows, rows: range, num_answers: int) -> list:
+def checked_answers(pool: Pool, answers: artifacts.JsonlRows, rows: range,
+                    num_answers: int) -> list:
     """The K answers of each record of `rows`, in pool order.
 
     Raises InputError with file and line where a row is of another record or has not K answers.
@@ -80,8 +81,9 @@ def checked_answers(pool: Pool, answers: artifacts.JsonlRows, rows: range, num_a
     for record, (row, where) in zip(pool.rows(rows), answers.numbered(rows), strict=True):
         for name in ("id", "instruction", "input"):
             if name in row and row[name] != record[name] or name == "id" and name not in row:
-                raise InputError(f"{where}: {name} is {row.get(name)!r}, but {record[name]!r} in the same "
-                                 f"line of pool.jsonl: these answers belong to another pool")
+                raise InputError(f"{where}: {name} is {row.get(name)!r}, but {record[name]!r} in "
+                                 f"the same line of pool.jsonl: these answers belong to "
+                                 f"another pool")
         texts = row.get("generated_answers")
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise InputError(f"{where}: generated_answers is not a list of strings")
@@ -107,10 +109,11 @@ def load_backbone(config: Config) -> tuple[Any, Any]:
 
 def embed_records(records: list[dict], texts: list[list[str]], model: Any, tokenizer: Any,
                   config: Config) -> dict[str, np.ndarray]:
-    """{"instruction_embeddings" [n, H], "answer_embeddings" [n, K, H], "answer_grams" [n, K, K]}."""
+    """{"instruction_embeddings" [n, H], "answer_embeddings" [n, K, H], "answer_grams" [n, K, K]}"""
     settings, template = config.embedding, config.generation.prompt
     recipe = RECIPES[settings.recipe]
-    instructions = [recipe.instruction(record, tokenizer, settings.max_length) for record in records]
+    instructions = [recipe.instruction(record, tokenizer, settings.max_length)
+                    for record in records]
     answers = [recipe.answer(record, text, template, tokenizer, settings.max_length)
                for record, own in zip(records, texts, strict=True) for text in own]
     vectors = embed_sequences(model, instructions + answers, settings.layers,

@@ -1,4 +1,4 @@
-"""Texts to vectors: a window of layers, a mean over weighted tokens, unit length (paper, method, step 2).
+"""Texts to vectors: window of layers, mean over weighted tokens, unit length (paper, step 2).
 
 Shapes: S sequences of a batch, T tokens, H hidden.
 """
@@ -13,21 +13,24 @@ from adg.records import instruction_text
 
 
 class Sequence(NamedTuple):
-    """Token ids that the model reads, and the weight of each in the mean (0: read, not averaged)."""
+    """Token ids the model reads, and the weight of each in the mean (0: read, not averaged)."""
 
     ids: list[int]
     weights: list[float]
 
 
 def paper_instruction(record: dict, tokenizer: Any, max_length: int) -> Sequence:
-    """Recipe `paper`: the instruction (and its input), averaged over all but the special tokens that
-    the tokenizer adds; cut at its end to max_length tokens."""
+    """Recipe `paper`: the instruction (and its input), averaged over all but added special tokens.
+
+    The tokenizer adds those. The sequence is cut at its end to max_length tokens.
+    """
     encoded = tokenizer(instruction_text(record), return_special_tokens_mask=True)
     ids, special = encoded["input_ids"][:max_length], encoded["special_tokens_mask"][:max_length]
     return Sequence(ids, [1.0 - flag for flag in special])
 
 
-def paper_answer(record: dict, answer: str, template: str, tokenizer: Any, max_length: int) -> Sequence:
+def paper_answer(record: dict, answer: str, template: str, tokenizer: Any,
+                 max_length: int) -> Sequence:
     """Recipe `paper`: prompt and answer tokenised apart, averaged over the answer's tokens.
 
     Longer than max_length together, the answer loses its end. An empty answer has no weight at all.
@@ -49,17 +52,19 @@ RECIPES = {"paper": Recipe(paper_instruction, paper_answer)}
 
 
 def hidden_state_indices(layers: list[int], num_layers: int) -> list[int]:
-    """Places in transformers' hidden_states of the outputs of `layers` (from 0, or negative from the
-    end). hidden_states[0] are the token embeddings; the last entry is the last layer's after the norm.
+    """Places in transformers' hidden_states of the outputs of `layers` (negative: from the end).
+
+    hidden_states[0] are the token embeddings; the last entry is the last layer's after the norm.
     """
     for layer in layers:
         if not -num_layers <= layer < num_layers:
-            raise InputError(f"embedding.layers: there is no layer {layer}: the model has {num_layers}")
+            raise InputError(f"embedding.layers: there is no layer {layer}: "
+                             f"the model has {num_layers}")
     return [layer + 1 if layer >= 0 else num_layers + layer + 1 for layer in layers]
 
 
 def plan_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
-    """Positions of each batch: longest sequences first, padded size at most tokens_per_batch (or one)."""
+    """Positions of each batch: longest first, padded size at most tokens_per_batch (or one)."""
     batches: list[list[int]] = []
     for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > tokens_per_batch:
@@ -92,6 +97,6 @@ def _embed_batch(model: Any, batch: list[Sequence], indices: list[int]) -> np.nd
     with torch.inference_mode():
         states = model(input_ids=ids, attention_mask=read, use_cache=False,
                        output_hidden_states=True).hidden_states
-        window = sum(states[index].float() for index in indices) / len(indices)             # [S, T, H]
-        mean = (window * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)         # [S, H]
+        window = sum(states[index].float() for index in indices) / len(indices)          # [S, T, H]
+        mean = (window * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)      # [S, H]
         return torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()

@@ -31,7 +31,7 @@ GROUPS = ("Reasoning", "Knowledge", "Code")
 
 
 def group_scores(scores: dict[str, float]) -> dict[str, float | None]:
-    """{"Reasoning", "Knowledge", "Code", "Average"} in the unit of `scores`; None where one is missing."""
+    """{"Reasoning", "Knowledge", "Code", "Average"} in the unit of `scores`; None if incomplete."""
     groups: dict[str, float | None] = {}
     for group in GROUPS:
         names = [name for name, benchmark in BENCHMARKS.items() if benchmark.group == group]

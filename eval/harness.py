@@ -1,9 +1,10 @@
-"""lm-eval as the pipeline uses it: data from disk, pass@1 without a download, requests shared by ranks.
+"""lm-eval as the pipeline uses it: local data, pass@1 without a download, requests shared by ranks.
 
 Touches one private function of the pinned lm-eval (load_yaml), to read a packaged task's definition
 before its data set is replaced by local files.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -103,7 +104,7 @@ def _with_prompts(responses: list[list[str]], docs: list[dict]) -> list[list[str
 
 
 def _mbpp_shots() -> list[dict]:
-    """The examples of MBPP's prompt split that lm-eval shows (task_id 2, 3, 4), from lm-eval itself."""
+    """Examples of MBPP's prompt split that lm-eval shows (task_id 2, 3, 4), from lm-eval itself."""
     import ast
     from importlib.resources import files
 
@@ -129,8 +130,11 @@ def pass_at_1(references: list[str] | str, predictions: list | str, **_: Any) ->
 
 
 def passes(program: str) -> bool:
-    """Whether a Python program ends with status 0, in a process of its own with limits on time, memory
-    and file size, without the environment, in a folder that is removed afterwards."""
+    """Whether a Python program ends with status 0, in a process of its own.
+
+    It has limits on time, memory and file size, no environment, and a folder that is removed
+    afterwards.
+    """
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -144,10 +148,8 @@ def passes(program: str) -> bool:
         except subprocess.TimeoutExpired:
             return False
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # whatever the program started
-            except ProcessLookupError:
-                pass
             process.wait()
 
 
@@ -164,8 +166,8 @@ def shared_model(folder: Path, *, dtype: str, trust_remote_code: bool, batch_siz
     """An lm-eval model whose requests are shared by the ranks.
 
     Every rank builds all the requests, as a single process does, so the prompts (GSM8K's shots are
-    drawn while they are built) do not depend on the rank count; each computes its share and the results
-    are gathered.
+    drawn while they are built) do not depend on the rank count; each computes its share and the
+    results are gathered.
     """
     import torch
     from lm_eval.models.huggingface import HFLM
@@ -231,6 +233,6 @@ def require_data(manager: Any, tasks: list[str], data_dir: Path, benchmark: str)
     """Those of a benchmark's tasks that data_dir has files for; InputError where it has none."""
     found = [task for task in tasks if manager.task_index[task].cfg["dataset_path"] == "json"]
     if not found:
-        raise InputError(f"eval.data_dir: {data_dir}/ holds no data for {benchmark}; add it, or leave "
-                         f"{benchmark} out of eval.benchmarks")
+        raise InputError(f"eval.data_dir: {data_dir}/ holds no data for {benchmark}; add it, or "
+                         f"leave {benchmark} out of eval.benchmarks")
     return found

@@ -2,8 +2,8 @@
 
 Reads   models/NAME/                  or the backbone itself, with eval.name=base
         eval.data_dir                 the benchmarks on disk; without it lm-eval asks the hub
-Writes  eval/NAME/<benchmark>.json    lm-eval's result with every question; a benchmark that is there
-                                      is not run again
+Writes  eval/NAME/<benchmark>.json    lm-eval's result with every question; a benchmark that is
+                                      there is not run again
         eval/NAME/scores.json         the numbers in percent, three groups and their average
 
     python -m eval.run_benchmarks configs/demo.yaml
@@ -46,8 +46,9 @@ def check_consent(config: Config) -> None:
     """InputError where a benchmark runs the model's programs and nobody has allowed that."""
     names = [name for name in config.eval.benchmarks if BENCHMARKS[name].runs_code]
     if names and not config.eval.allow_code_execution:
-        raise InputError(f"eval.allow_code_execution is false, but {' and '.join(names)} run programs "
-                         f"that the model writes: set it to true, or leave them out of eval.benchmarks")
+        raise InputError(f"eval.allow_code_execution is false, but {' and '.join(names)} run "
+                         f"programs that the model writes: set it to true, or leave them "
+                         f"out of eval.benchmarks")
 
 
 def evaluate_missing(missing: list[str], folder: Path, config: Config) -> None:
@@ -65,7 +66,8 @@ def evaluate_missing(missing: list[str], folder: Path, config: Config) -> None:
     for name, own in tasks.items():
         say(f"[evaluate] {name}: {len(own)} task(s), {BENCHMARKS[name].shots}-shot")
         result = harness.evaluate(model, own, manager, shots=BENCHMARKS[name].shots,
-                                  limit=config.eval.limit, max_new_tokens=config.eval.max_new_tokens)
+                                  limit=config.eval.limit,
+                                  max_new_tokens=config.eval.max_new_tokens)
         if distributed.rank() == 0:
             artifacts.write_json(folder / f"{name}.json", condense(name, own, result))
 

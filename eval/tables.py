@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def results_of(run: Path) -> dict[str, dict]:
-    """{NAME: scores.json} of the models that a run folder has evaluated; InputError where none is."""
+    """{NAME: scores.json} of the models that a run has evaluated; InputError where none is."""
     paths = sorted(run.glob("eval/*/scores.json"))
     if not paths:
         raise InputError(f"{run}/eval/ holds no scores.json: run evaluate first")
@@ -59,12 +59,12 @@ def render(runs: list[Path]) -> str:
         for method in _SHOWN:
             numbers = [f"{number:.2f}" for number in methods[method][_POOL]]
             lines.append([f"paper: {backbone}, {method}", *["–"] * len(titles), *numbers])
-    notes = [f"In percent. Rows marked paper are the published numbers for {_POOL}, budget 10,000; the "
-             f"paper gives groups only. – : not given or not run."]
+    notes = [f"In percent. Rows marked paper are the published numbers for {_POOL}, budget 10,000; "
+             f"the paper gives groups only. – : not given or not run."]
     if partial:
         counts = ", ".join(f"{title} {count}" for title, count in partial.items())
-        notes.append(f"* on a part of the benchmark (questions: {counts}): this shows that the pipeline "
-                     f"runs, not how good a model is, and compares with nothing.")
+        notes.append(f"* on a part of the benchmark (questions: {counts}): this shows that the "
+                     f"pipeline runs, not how good a model is, and compares with nothing.")
     return "\n".join([_markdown(lines), "", *notes])
 
 

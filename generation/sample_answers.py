@@ -1,8 +1,8 @@
 """Stage sample: draw K answers to every instruction of the pool.
 
 Reads   pool.jsonl            N records
-Writes  answers/*.jsonl       N records with generated_answers [K] and finish_reasons [K], a file per
-                              chunk_size records; a chunk that is there is not drawn again
+Writes  answers/*.jsonl       N records with generated_answers [K] and finish_reasons [K], a file
+                              per chunk_size records; a chunk that is there is not drawn again
 
     python -m generation.sample_answers configs/demo.yaml
     torchrun --nproc_per_node=2 -m generation.sample_answers configs/demo.yaml
@@ -54,7 +54,8 @@ def load_checked_tokenizer(folder: Path, config: Config) -> Any:
     limit = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
     length = config.generation.max_model_len
     if limit is not None and length > limit:
-        raise InputError(f"generation.max_model_len is {length}, but the model takes {limit} tokens")
+        raise InputError(f"generation.max_model_len is {length}, "
+                         f"but the model takes {limit} tokens")
     tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
     check_template(config.generation.prompt, tokenizer)
     return tokenizer
@@ -76,8 +77,8 @@ def answer(records: list[dict], tokenizer: Any, sampler: Sampler, config: Config
     for i, texts in zip(fitting, drawn, strict=True):
         answers[i] = texts
     for i in sorted(set(range(len(records))) - set(fitting)):
-        tqdm.write(f"[sample] {records[i]['id']}: a prompt of {len(prompts[i])} tokens leaves no room "
-                   f"for {settings.max_new_tokens} within max_model_len; left without answers")
+        tqdm.write(f"[sample] {records[i]['id']}: a prompt of {len(prompts[i])} tokens leaves no "
+                   f"room for {settings.max_new_tokens} within max_model_len; left without answers")
     return [{
         **{name: record[name] for name in ("id", "instruction", "input", "output")},
         "generated_answers": [text.text for text in texts],

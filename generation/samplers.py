@@ -1,7 +1,7 @@
 """The engines that draw answers: vLLM, and transformers for what vLLM does not serve.
 
-Both take token ids and a seed per prompt, and give K answers each. Answer k of a prompt is drawn with
-seed + k, so it does not depend on the batch, the order or the rank it is drawn in.
+Both take token ids and a seed per prompt, and give K answers each. Answer k of a prompt is drawn
+with seed + k, so it does not depend on the batch, the order or the rank it is drawn in.
 
 Shapes: B prompts, K answers, V vocabulary.
 """
@@ -45,8 +45,8 @@ class VllmSampler:
         if on_gpu:
             engine["gpu_memory_utilization"] = settings.gpu_memory_utilization
         else:
-            # The processor's random generators cannot be rewound, as split prompts would ask of them;
-            # compiling costs more than it wins there.
+            # The processor's random generators cannot be rewound, as split prompts would ask of
+            # them; compiling costs more than it wins there.
             engine |= {"enable_chunked_prefill": False, "enforce_eager": True,
                        "max_num_batched_tokens": max(8192, settings.max_model_len)}
         self._engine = LLM(str(folder), **engine)
@@ -85,7 +85,7 @@ def _claim_device() -> bool:
 
 
 class TransformersSampler:
-    """transformers' generate, in batches with left padding and a random generator for each answer."""
+    """transformers' generate, in batches with left padding and a random generator per answer."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         import torch
@@ -117,7 +117,7 @@ class TransformersSampler:
         ends = self._end_tokens()
         longest = max(len(ids) for ids, _ in rows)
         padding = ends[0]
-        tokens = torch.tensor([[padding] * (longest - len(ids)) + ids for ids, _ in rows])      # [B, T]
+        tokens = torch.tensor([[padding] * (longest - len(ids)) + ids for ids, _ in rows])  # [B, T]
         attended = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids, _ in rows])
         with torch.inference_mode():
             output = self._model.generate(
@@ -151,8 +151,8 @@ class TransformersSampler:
 def _gumbel_noise(seeds: list[int]) -> Any:
     """A logits processor after which the largest logit of a row is a draw from its distribution.
 
-    Adding Gumbel noise and taking the maximum samples from the softmax; each row has a generator of its
-    own, so that it does not matter what else is in the batch.
+    Adding Gumbel noise and taking the maximum samples from the softmax; each row has a generator of
+    its own, so that it does not matter what else is in the batch.
     """
     import torch
     from transformers import LogitsProcessor
@@ -160,9 +160,10 @@ def _gumbel_noise(seeds: list[int]) -> Any:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     class GumbelNoise(LogitsProcessor):
-        def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        def __call__(self, input_ids: torch.LongTensor,
+                     scores: torch.FloatTensor) -> torch.FloatTensor:
             uniform = torch.stack([torch.rand(scores.shape[1], dtype=torch.float64, generator=own)
-                                   for own in generators])                                      # [B, V]
+                                   for own in generators])                                  # [B, V]
             noise = -torch.log(-torch.log(uniform.clamp_min(1e-300)))
             return scores.double() + noise.to(scores.device)
 

@@ -1,4 +1,4 @@
-"""What the Trainer tells while it runs: progress for people, metrics for machines, whole checkpoints."""
+"""What the Trainer tells in a run: progress for people, metrics for machines, whole checkpoints."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,8 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the bar where a resumed run left off, and drop metrics of steps that are redone."""
-        self._bar = tqdm(total=self._total, initial=min(state.global_step * self._batch_size, self._total),
+        self._bar = tqdm(total=self._total,
+                         initial=min(state.global_step * self._batch_size, self._total),
                          unit="record", desc="finetune", disable=distributed.rank() > 0)
         if distributed.rank() == 0:
             known = list(artifacts.JsonlRows(self._metrics)) if self._metrics.exists() else []

@@ -10,10 +10,11 @@ from adg.prompts import prompt_ids
 IGNORED = -100  # the label that the loss leaves out
 
 
-def encode(record: dict, template: str, tokenizer: Any, max_length: int) -> dict[str, list[int]] | None:
-    """{"input_ids", "labels"} of prompt, response and end-of-text token, cut at the end to max_length.
+def encode(record: dict, template: str, tokenizer: Any,
+           max_length: int) -> dict[str, list[int]] | None:
+    """{"input_ids", "labels"} of prompt, response and end-of-text, cut at the end to max_length.
 
-    Prompt and response are tokenised apart, as sampling does. None where the cut leaves no response.
+    Prompt and response are tokenised apart, as in sampling. None where the cut leaves no response.
     """
     prompt = prompt_ids(record, template, tokenizer)
     response = tokenizer(record["output"], add_special_tokens=False)["input_ids"]

@@ -3,7 +3,8 @@ DeepSpeed.
 
 Reads   subsets/NAME/<subset>.json    Alpaca records
 Writes  models/NAME/                  a Hugging Face model folder
-        train/NAME/checkpoint-*/      every save_steps steps; a killed run goes on from the last whole one
+        train/NAME/checkpoint-*/      every save_steps steps; a killed run goes on from the last
+                                      whole one
         train/NAME/metrics.jsonl      loss and learning rate of each step
 
     python -m train.finetune configs/demo.yaml
@@ -73,8 +74,9 @@ def accumulation_steps(config: Config) -> int:
     if size % step:
         nearest = [value for value in (size // step * step, (size // step + 1) * step) if value]
         raise InputError(
-            f"train.batch_size is {size}, no multiple of {step} (train.per_device_batch_size x ranks, "
-            f"{config.train.per_device_batch_size} x {ranks}); nearest: {' or '.join(map(str, nearest))}"
+            f"train.batch_size is {size}, no multiple of {step} (train.per_device_batch_size x "
+            f"ranks, {config.train.per_device_batch_size} x {ranks}); nearest: "
+            f"{' or '.join(map(str, nearest))}"
         )
     return size // step
 
@@ -92,7 +94,7 @@ def check_deepspeed_file(path: Path) -> None:
 def last_whole_checkpoint(work: Path) -> Path | None:
     """The newest checkpoint that was written to its end, or None.
 
-    DeepSpeed cuts the optimiser's state by rank; InputError where the rank count is another one now.
+    DeepSpeed cuts the optimiser's state by rank; InputError where the rank count is another now.
     """
     whole = sorted(work.glob(f"checkpoint-*/{_WHOLE}"),
                    key=lambda path: int(path.parent.name.removeprefix("checkpoint-")))
@@ -101,8 +103,8 @@ def last_whole_checkpoint(work: Path) -> Path | None:
     ranks = json.loads(whole[-1].read_text())["world_size"]
     if ranks != distributed.world_size():
         raise InputError(f"{whole[-1].parent} was written by {ranks} rank(s), and this run has "
-                         f"{distributed.world_size()}: start it with {ranks}, or add --overwrite to "
-                         f"train anew")
+                         f"{distributed.world_size()}: start it with {ranks}, or add --overwrite "
+                         f"to train anew")
     return whole[-1].parent
 
 

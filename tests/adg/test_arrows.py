@@ -1,0 +1,41 @@
+"""The house's arrows: adg imports no other folder, no stage imports another, heavy libraries wait."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("generation", "embedding", "train", "eval")
+ALLOWED = {"adg": {"adg"}, **{folder: {"adg", folder} for folder in STAGES}}
+HOME = {"vllm": {"generation"}, "deepspeed": {"train"}, "lm_eval": {"eval"}}
+HEAVY = {"vllm", "deepspeed", "lm_eval"}
+FILES = [path for folder in ALLOWED for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+def imports(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide an arrow"
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path: Path):
+    folder, tree = path.parent.name, ast.parse(path.read_text())
+    found = imports(tree)
+    assert found & set(ALLOWED) <= ALLOWED[folder]
+    for library, homes in HOME.items():
+        assert library not in found or folder in homes
+    at_import = ast.Module([node for node in tree.body
+                            if isinstance(node, ast.Import | ast.ImportFrom)], [])
+    assert not imports(at_import) & HEAVY
+
+
+def test_every_folder_was_walked():
+    assert {path.parent.name for path in FILES} == set(ALLOWED)
+    assert len(FILES) > 20

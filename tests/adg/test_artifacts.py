@@ -1,0 +1,75 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adg import artifacts
+from adg.errors import InputError
+
+
+def test_a_writer_killed_at_any_step_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "x.json"
+    artifacts.write_json(path, {"old": True})
+    program = ("import os, sys, adg.artifacts as a\n"
+               "step, real = sys.argv[2], getattr(os, sys.argv[2])\n"
+               "setattr(os, step, lambda *_: os.kill(os.getpid(), 9))\n"
+               "a.write_json(a.Path(sys.argv[1]), {'new': 'x' * 100000})\n")
+    for step in ("fsync", "replace"):
+        killed = subprocess.run([sys.executable, "-c", program, path, step], check=False)
+        assert killed.returncode == -9
+        assert path.read_text() == '{\n "old": true\n}\n'
+    artifacts.write_json(path, {"new": True})
+    assert sorted(os.listdir(tmp_path)) == ["x.json"]  # what was written aside is gone
+
+
+def test_rows_of_a_file_and_of_a_folder_are_the_same(tmp_path: Path):
+    rows = [{"i": i, "text": "line\u2028separator é"} for i in range(5000)]
+    artifacts.write_jsonl(tmp_path / "one.jsonl", rows)
+    for index, chunk in enumerate(artifacts.chunk_bounds(5000, 1700)):
+        artifacts.write_jsonl(tmp_path / "many" / artifacts.chunk_name(index, "jsonl"),
+                              [rows[i] for i in chunk])
+    one = artifacts.JsonlRows(tmp_path / "one.jsonl")
+    many = artifacts.JsonlRows(tmp_path / "many")
+    for wanted in (range(0), range(0, 3), range(1023, 1026), range(1690, 3500), range(4990, 5000)):
+        assert one.rows(wanted) == many.rows(wanted) == [rows[i] for i in wanted]
+    assert [where for _, where in many.numbered(range(1699, 1701))] == [
+        f"{tmp_path}/many/00000.jsonl:1700", f"{tmp_path}/many/00001.jsonl:1"]
+
+
+@pytest.mark.parametrize("line", ["{broken", "[1]", '"text"', "", '{"a": "\udc80"}'])
+def test_a_broken_line_is_named(tmp_path: Path, line: str):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(InputError, match=rf"{path}:2: "):
+        list(artifacts.JsonlRows(path))
+
+
+def test_arrays_are_checked(tmp_path: Path):
+    folder = tmp_path / "a"
+    artifacts.write_array(folder / "00000.npy", np.ones((2, 3), np.float32))
+    artifacts.write_array(folder / "00001.npy", np.zeros((1, 3), np.float32))
+    assert artifacts.read_arrays(folder, 3, row_dims=1).tolist() == [[1] * 3, [1] * 3, [0] * 3]
+    with pytest.raises(InputError, match="holds 3 rows, but pool.jsonl has 4"):
+        artifacts.read_arrays(folder, 4, row_dims=1)
+    with pytest.raises(InputError, match="00000.npy"):
+        artifacts.read_arrays(folder, 3, row_dims=2)
+    artifacts.write_array(folder / "00001.npy", np.zeros((1, 4), np.float32))
+    with pytest.raises(InputError, match="00001.npy"):
+        artifacts.read_arrays(folder, 3, row_dims=1)
+    (folder / "00001.npy").write_bytes((folder / "00000.npy").read_bytes()[:-4])
+    with pytest.raises(InputError, match="00001.npy: not a whole"):
+        artifacts.read_arrays(folder, 3, row_dims=1)
+
+
+def test_the_hash_of_a_changed_file_is_made_anew(tmp_path: Path):
+    path = tmp_path / "x"
+    path.write_text("one")
+    cache = artifacts.HashCache(tmp_path / "cache.json")
+    before = cache.file(path)
+    cache.save()
+    path.write_text("two")
+    os.utime(path, ns=(1, 1))
+    assert artifacts.HashCache(tmp_path / "cache.json").file(path) != before

@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+
+from adg.config import describe_keys, flatten, load_config, parse_command
+from adg.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("generation.temprature=1", "generation.temprature is no key; did you mean generation.temperature"),
+    ("temperature=1", "did you mean generation.temperature"),
+    ("generation.num_answers=five", "generation.num_answers: Value 'five'"),
+    ("generation.num_answers=1", "generation.num_answers is 1; it must be 2 or more"),
+    ("model.dtype=float8", "model.dtype is 'float8'; it must be bfloat16 or float16 or float32"),
+    ("selection.name=a/b", "selection.name"),
+    ("train.name=base", "train.name"),
+    ("eval.benchmarks=[bbh,arc]", "eval.benchmarks is 'arc'"),
+    ("generation.max_model_len=4", "generation.max_model_len"),
+    ("seed", "section.key=value"),
+    ("model.name_or_path='${package_dir:no_such_package}'", "no_such_package is not installed"),
+])
+def test_what_is_wrong_is_named(config_file, override: str, message: str):
+    with pytest.raises(InputError) as error:
+        load_config(config_file(), [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path):
+    path = tmp_path / "x.yaml"
+    path.write_text("model: {name_or_path: a/b}\npool: {path: p.jsonl}\n")
+    with pytest.raises(InputError, match="output_dir is not given"):
+        load_config(path, [])
+    path.write_text("model: [unclosed\n")
+    with pytest.raises(InputError, match="x.yaml: not valid YAML"):
+        load_config(path, [])
+    with pytest.raises(InputError, match="no such configuration file"):
+        load_config(tmp_path / "none.yaml", [])
+
+
+def test_overrides_win_and_names_follow_the_method(config_file):
+    config = load_config(config_file(), ["selection.budget=7", "train.subset=bottom"])
+    assert config.selection.budget == 7
+    assert (config.selection.name, config.train.name, config.eval.name) == (
+        "adg", "adg-bottom", "adg-bottom")
+
+
+def test_the_papers_values_are_the_defaults():
+    keys = {key: default for key, default, _, _ in describe_keys()}
+    expected = {
+        "generation.num_answers": 5, "generation.temperature": 1.4, "generation.top_p": 0.9,
+        "generation.max_new_tokens": 256, "generation.prompt": "alpaca",
+        "embedding.layers": [-4, -3, -2, -1], "clustering.num_bins": 1000, "selection.budget": 10000,
+        "selection.anisotropy_weight": 0.4, "train.epochs": 5, "train.learning_rate": 1e-5,
+        "train.lr_scheduler": "cosine", "train.warmup_ratio": 0.03, "train.weight_decay": 0.0,
+        "train.batch_size": 64, "train.max_length": 2048, "model.dtype": "bfloat16",
+    }
+    assert {key: keys[key] for key in expected} == expected
+
+
+def test_help_lists_every_key(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        parse_command("A stage.", ["--help"])
+    text = capsys.readouterr().out
+    assert all(key in text for key, *_ in describe_keys())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configurations_load(path: Path):
+    assert flatten(load_config(path, []))["output_dir"] == f"runs/{path.stem}"

@@ -1,0 +1,181 @@
+"""What is done, redone, refused or taken as it is. The stages run for real, but for the engines."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import RECORDS
+
+from adg import artifacts, score_and_select
+from adg.config import load_config
+from adg.errors import InputError
+from adg.geometry import centred_grams
+from adg.provenance import StageRun, begin
+from embedding import cluster
+from generation import prepare_pool
+
+
+@pytest.fixture
+def run_folder(config_file, stage, tmp_path: Path) -> Path:
+    """A run folder with a pool from prepare, and bins and Grams made elsewhere."""
+    stage(prepare_pool, config_file())
+    return add_vectors(tmp_path / "run")
+
+
+def add_vectors(folder: Path, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(len(RECORDS), 3, 8))
+    artifacts.write_array(folder / "answer_grams/00000.npy", centred_grams(vectors).astype("f4"))
+    artifacts.write_array(folder / "instruction_embeddings/00000.npy",
+                          rng.normal(size=(len(RECORDS), 8)).astype("f4"))
+    artifacts.write_array(folder / "bins.npy", np.arange(len(RECORDS), dtype=np.int32) % 3)
+    return folder
+
+
+def test_hand_made_bins_and_grams_go_on_from_select(config_file, stage, run_folder, capsys):
+    stage(score_and_select, config_file())
+    printed = capsys.readouterr().out
+    assert "bins.npy was made elsewhere (no provenance): taken as it is" in printed
+    top = json.loads((run_folder / "subsets/adg/top.json").read_text())
+    assert len(top) == 3 and "generated_answers" not in top[0]
+    scores = [json.loads(line) for line in (run_folder / "subsets/adg/scores.jsonl").open()]
+    assert [row["id"] for row in scores] == [record["id"] for record in RECORDS]
+
+
+def test_done_is_done(config_file, stage, run_folder, capsys):
+    stage(score_and_select, config_file())
+    before = (run_folder / "log.jsonl").read_text()
+    stage(score_and_select, config_file())
+    assert "done before" in capsys.readouterr().out
+    assert (run_folder / "log.jsonl").read_text() == before
+
+
+def test_a_cheap_stage_is_redone_and_says_why(config_file, stage, run_folder, capsys):
+    stage(score_and_select, config_file())
+    stage(score_and_select, config_file(), "selection.budget=2")
+    assert "redone, because selection.budget was 3 and is 2" in capsys.readouterr().out
+    assert len(json.loads((run_folder / "subsets/adg/top.json").read_text())) == 2
+    add_vectors(run_folder, seed=1)
+    stage(score_and_select, config_file(), "selection.budget=2")
+    assert "answer_grams/ was" in capsys.readouterr().out
+
+
+def test_another_name_leaves_the_first_subset_alone(config_file, stage, run_folder):
+    stage(score_and_select, config_file())
+    before = (run_folder / "subsets/adg/top.json").read_bytes()
+    stage(score_and_select, config_file(), "selection.name=only-d", "selection.anisotropy_weight=0")
+    assert (run_folder / "subsets/adg/top.json").read_bytes() == before
+    assert (run_folder / "subsets/only-d/top.json").exists()
+
+
+def test_a_tuning_key_makes_nothing_stale(config_file, run_folder):
+    config = load_config(config_file(), ["embedding.tokens_per_batch=1", "eval.batch_size=1"])
+    assert "embedding.tokens_per_batch" not in StageRun("embed", config).parameters
+    assert "embedding.layers" in StageRun("embed", config).parameters
+
+
+def write_answers(folder: Path, records: list[dict] = RECORDS) -> None:
+    artifacts.write_jsonl(folder / "answers/00000.jsonl", (
+        {"id": record["id"], "generated_answers": ["a", "b", "c"]} for record in records))
+
+
+def test_a_dear_stage_refuses_a_changed_key_and_names_the_ways_on(config_file, stage, run_folder):
+    config = load_config(config_file(), [])
+    run = begin("sample", config)
+    write_answers(run_folder)
+    run.finish(records=len(RECORDS))
+    assert begin("sample", config) is None
+    hot = load_config(config_file(), ["generation.temperature=0.5"])
+    with pytest.raises(InputError, match=r"generation.temperature was 1.4 and is 0.5.*--overwrite"):
+        begin("sample", hot)
+    with pytest.raises(InputError, match="answers/ does not fit the configuration.*run sample again"):
+        begin("embed", hot)
+    assert (run_folder / "answers/00000.jsonl").exists()
+    assert begin("sample", hot, overwrite=True) is not None
+    assert not (run_folder / "answers").exists()
+
+
+def test_a_killed_dear_stage_goes_on_and_is_no_input_meanwhile(config_file, run_folder):
+    config = load_config(config_file(), [])
+    begin("sample", config)
+    write_answers(run_folder)
+    with pytest.raises(InputError, match="unfinished: run sample again"):
+        begin("embed", config)
+    assert begin("sample", config) is not None
+
+
+def test_a_chunk_that_went_missing_is_made_again(config_file, run_folder):
+    config = load_config(config_file(), [])
+    run = begin("sample", config)
+    write_answers(run_folder)
+    artifacts.write_jsonl(run_folder / "answers/00001.jsonl", [{}])
+    run.finish(records=1)
+    (run_folder / "answers/00001.jsonl").unlink()
+    assert begin("sample", config) is not None
+
+
+def test_hand_made_answers_are_noted_and_kept(config_file, run_folder, capsys):
+    write_answers(run_folder)
+    config = load_config(config_file(), [])
+    assert begin("sample", config) is None
+    assert "answers/ was made elsewhere (no provenance): kept" in capsys.readouterr().out
+
+
+def test_a_changed_pool_is_not_mixed_with_old_answers(config_file, stage, run_folder, tmp_path):
+    config = load_config(config_file(), [])
+    begin("sample", config)
+    write_answers(run_folder)
+    StageRun("sample", config).finish(records=1)
+    (tmp_path / "pool.jsonl").write_text(json.dumps(RECORDS[0]) + "\n" + json.dumps(RECORDS[1]))
+    small = ("clustering.num_bins=1", "selection.budget=1")
+    stage(prepare_pool, config_file(), *small)
+    with pytest.raises(InputError, match="pool.jsonl was"):
+        begin("embed", load_config(config_file(), list(small)))
+    with pytest.raises(InputError, match="pool.jsonl was .* --overwrite"):
+        begin("sample", load_config(config_file(), list(small)))
+
+
+def test_another_model_is_refused(config_file, run_folder, tiny_model, tmp_path):
+    config = load_config(config_file(), [])
+    begin("sample", config)
+    write_answers(run_folder)
+    StageRun("sample", config).finish(records=1)
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in tiny_model.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    with pytest.raises(InputError, match="answers/ was made from another model"):
+        begin("embed", load_config(config_file(), [f"model.name_or_path={other}"]))
+
+
+@pytest.mark.parametrize(("array", "message"), [
+    (np.zeros(9, np.int32), r"bins.npy: int32 of shape \(9,\)"),
+    (np.zeros(10, np.float32), "bins.npy: float32"),
+])
+def test_bins_of_a_wrong_shape_are_refused(config_file, stage, run_folder, array, message):
+    artifacts.write_array(run_folder / "bins.npy", array)
+    with pytest.raises(InputError, match=message):
+        stage(score_and_select, config_file())
+
+
+def test_too_many_bins_or_too_large_a_budget_is_said_before_the_work(config_file, stage, tmp_path):
+    for override, message in (("clustering.num_bins=11", "clustering.num_bins is 11"),
+                              ("selection.budget=11", "selection.budget is 11")):
+        with pytest.raises(InputError, match=message):
+            stage(prepare_pool, config_file(), override)
+    assert not (tmp_path / "run/pool.jsonl").exists()
+
+
+def test_cluster_writes_a_bin_for_each_record_whatever_was_there(config_file, stage, run_folder):
+    (run_folder / "bins.npy").unlink()
+    stage(cluster, config_file())
+    first = np.load(run_folder / "bins.npy")
+    assert first.dtype == np.int32 and first.shape == (10,) and set(first) == {0, 1, 2}
+    stage(cluster, config_file(), "clustering.num_bins=2")
+    assert set(np.load(run_folder / "bins.npy")) == {0, 1}
+    stage(cluster, config_file())
+    assert (np.load(run_folder / "bins.npy") == first).all()

@@ -1,0 +1,129 @@
+"""What the tests share: a tiny random model, a small pool, a configuration, and ways to run a stage."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["PYTHONWARNINGS"] = "ignore"
+
+_TEXT = [
+    "Name the three primary colours. Red, yellow and blue are the primary colours.",
+    "Write a function that adds two numbers. def add(a, b): return a + b",
+    "Translate the sentence into French. Le chat dort sur le canapé.",
+    "What is 12 times 7? It is 84, because 12 times 7 is 84.",
+]
+_CHAT = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+         "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 5 layers (head size 32, as vLLM's processor kernels ask) with a byte-level BPE
+    tokenizer that adds a begin-of-text token and has a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]
+    tokenizer.train_from_iterator(_TEXT, trainers.BpeTrainer(
+        vocab_size=400, special_tokens=specials, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.token_to_id("<|begin|>"))])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|end|>",
+        chat_template=_CHAT).save_pretrained(folder)
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=96,
+        num_hidden_layers=5, num_attention_heads=2, num_key_value_heads=2, head_dim=32,
+        max_position_embeddings=2048, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        initializer_range=0.2,
+    )).save_pretrained(folder)
+    return folder
+
+
+RECORDS = [
+    {"id": f"r{i}", "instruction": text, "input": "" if i % 3 else f"number {i}", "output": f"Answer {i}."}
+    for i, text in enumerate([
+        "Name the colours.", "Add the numbers.", "Translate into French.", "What is 12 times 7?",
+        "Write a poem.", "说出三种颜色。", "Sort the list.", "Explain the joke.", "Summarise the text.",
+        "Who wrote the book?",
+    ])
+]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
+    """Writes a configuration for the tiny model: config_file(section={"key": value}, ...) -> path."""
+
+    def write(name: str = "config.yaml", **sections: object) -> Path:
+        pool = tmp_path / "pool.jsonl"
+        if not pool.exists():
+            pool.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+        config = {
+            "output_dir": str(tmp_path / "run"), "chunk_size": 4,
+            "model": {"name_or_path": str(tiny_model), "dtype": "float32"},
+            "pool": {"path": str(pool)},
+            "generation": {"sampler": "transformers", "max_new_tokens": 6, "max_model_len": 512,
+                           "num_answers": 3},
+            "clustering": {"num_bins": 3}, "selection": {"budget": 3},
+            "train": {"epochs": 2, "batch_size": 2, "per_device_batch_size": 1, "max_length": 256},
+            "eval": {"data_dir": str(ROOT / "configs/demo/benchmarks"), "limit": 1,
+                     "max_new_tokens": 8, "allow_code_execution": True},
+        }
+        for section, values in sections.items():
+            if isinstance(values, dict):
+                config.setdefault(section, {}).update(values)
+            else:
+                config[section] = values
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a stage's main in this process: stage(module, path, "a.b=1", rank=0, world=1)."""
+
+    def run(module: object, *arguments: object, rank: int = 0, world: int = 1) -> None:
+        monkeypatch.setattr(sys, "argv", ["stage", *map(str, arguments)])
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        try:
+            module.main()
+        finally:
+            monkeypatch.delenv("RANK")
+            monkeypatch.delenv("WORLD_SIZE")
+
+    return run
+
+
+def command(module: str, *arguments: object, ranks: int = 0, **environment: str
+            ) -> subprocess.CompletedProcess:
+    """Runs a stage as a user does: python -m, or torchrun where ranks is given."""
+    launcher = ["adg.launch", f"--nproc_per_node={ranks}", "-m"] if ranks else []
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, module, *map(str, arguments)], cwd=ROOT, check=False,
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """{relative path: content} of every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,0 +1,58 @@
+import json
+from pathlib import Path
+
+import pytest
+from conftest import RECORDS
+
+from adg.errors import InputError
+from generation import prepare_pool
+
+
+def test_an_array_and_lines_give_the_same_pool(config_file, stage, tmp_path: Path):
+    stage(prepare_pool, config_file())
+    lines = (tmp_path / "run/pool.jsonl").read_bytes()
+    (tmp_path / "pool.json").write_text(json.dumps(RECORDS))
+    stage(prepare_pool, config_file(pool={"path": str(tmp_path / "pool.json")},
+                                    output_dir=str(tmp_path / "other")))
+    assert (tmp_path / "other/pool.jsonl").read_bytes() == lines
+    assert (tmp_path / "run/rejected.jsonl").read_bytes() == b""
+
+
+def test_unusable_records_are_put_aside_with_place_and_reason(config_file, stage, tmp_path: Path):
+    bad = [{"instruction": "", "output": "x"}, {"instruction": "a"}, {"instruction": 3, "output": "x"},
+           {"instruction": "a", "output": " \n"}, {"instruction": "a", "output": "x", "input": [1]}]
+    good = [{"instruction": "Say é", "output": "é", "extra": {"kept": [1]}}] * 3
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, [*bad, *good])))
+    stage(prepare_pool, config_file())
+    rejected = [json.loads(line) for line in (tmp_path / "run/rejected.jsonl").open()]
+    assert [row["line"] for row in rejected] == [1, 2, 3, 4, 5]
+    assert [row["record"] for row in rejected] == bad
+    assert [row["reason"] for row in rejected] == [
+        "instruction is empty", "output is missing", "instruction is not a string",
+        "output is empty", "input is not a string"]
+    pool = [json.loads(line) for line in (tmp_path / "run/pool.jsonl").open()]
+    assert [row["id"] for row in pool] == ["5", "6", "7"]
+    assert pool[0] == {"id": "5", "instruction": "Say é", "input": "", "output": "é",
+                       "extra": {"kept": [1]}}
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ('{"instruction": "a", "output": "b"}\n{broken\n', "pool.jsonl:2: not valid JSON"),
+    ('{"instruction": "a", "output": "b"}\n[1, 2]\n', "pool.jsonl:2: a list, not a JSON object"),
+    ('{"id": 1, "instruction": "a", "output": "b"}\n{"id": "1", "instruction": "c", "output": "d"}\n',
+     "pool.jsonl:2: the id '1' is that of .*pool.jsonl:1 too"),
+    ("", "no usable record"),
+    ('{"instruction": "", "output": "b"}\n', "no usable record among 1; .* instruction is empty"),
+])
+def test_a_pool_that_cannot_be_read_is_named(config_file, stage, tmp_path: Path, content, message):
+    (tmp_path / "pool.jsonl").write_text(content)
+    with pytest.raises(InputError, match=message):
+        stage(prepare_pool, config_file())
+    assert not (tmp_path / "run/pool.jsonl").exists()
+
+
+def test_a_missing_pool_and_a_limit(config_file, stage, tmp_path: Path):
+    with pytest.raises(InputError, match="pool.path: .*nowhere.jsonl is not there"):
+        stage(prepare_pool, config_file(), f"pool.path={tmp_path}/nowhere.jsonl")
+    stage(prepare_pool, config_file(), "pool.limit=4")
+    assert len((tmp_path / "run/pool.jsonl").read_text().splitlines()) == 4

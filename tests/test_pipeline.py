@@ -1,0 +1,114 @@
+"""All eight stages through the one command: files, restart after a kill, nothing done twice, errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, command, tree
+
+EXACT = ("pool.jsonl", "rejected.jsonl", "answers/", "instruction_embeddings/", "answer_grams/",
+         "bins.npy", "subsets/")  # the same bytes whatever was killed, and whatever the rank count
+
+
+def pipeline(*arguments: object, ranks: int = 2) -> subprocess.CompletedProcess:
+    return command("adg.pipeline", *arguments, NPROC=str(ranks))
+
+
+def exact(run: Path) -> dict[str, bytes]:
+    return {name: content for name, content in tree(run).items() if name.startswith(EXACT)}
+
+
+@pytest.fixture(scope="module")
+def finished() -> dict:
+    """What the undisturbed run of this module left, once there is one."""
+    return {}
+
+
+def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: dict):
+    path = config_file()
+    result = pipeline(path)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "run"
+    chunks = [f"{i:05d}" for i in range(3)]
+    expected = {
+        "config.yaml", "log.jsonl", "pool.jsonl", "rejected.jsonl", "bins.npy", "tables.md",
+        *(f"answers/{chunk}.jsonl" for chunk in chunks),
+        *(f"{name}/{chunk}.npy" for name in ("instruction_embeddings", "answer_grams")
+          for chunk in chunks),
+        *(f"subsets/adg/{name}" for name in ("scores.jsonl", "top.json", "middle.json", "bottom.json")),
+        *(f"eval/adg-top/{name}.json" for name in (
+            "bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval", "scores")),
+        "train/adg-top/metrics.jsonl", "provenance/sha256.json",
+        *(f"provenance/{name}.json" for name in (
+            "prepare", "sample", "embed", "cluster", "select-adg", "finetune-adg-top",
+            "evaluate-adg-top", "tables")),
+        *(f"models/adg-top/{name}" for name in (
+            "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+            "tokenizer_config.json", "chat_template.jinja")),
+    }
+    assert set(tree(run)) == expected
+    log = [json.loads(line) for line in (run / "log.jsonl").open()]
+    assert [line["stage"] for line in log] == [
+        "prepare", "sample", "embed", "cluster", "select", "finetune", "evaluate", "tables"]
+    for shown in ("anisotropy", "decides", "Subsets by bin", "paper: LLaMA3-8B, ADG", "tables.md"):
+        assert shown in result.stdout
+    before = tree(run)
+    again = pipeline(path)
+    assert again.returncode == 0 and "nothing to do: 8 stages are done" in again.stdout
+    assert tree(run) == before
+    finished.update(exact(run))
+
+
+@pytest.mark.parametrize(("seen", "before", "after"), [
+    ("provenance/sample.json", 2, 1),
+    ("answers/00000.jsonl", 1, 2),
+    ("answer_grams/00000.npy", 2, 1),
+    ("provenance/select-adg.json", 1, 2),
+])
+def test_killed_and_gone_on_with_another_rank_count(config_file, tmp_path: Path, finished: dict,
+                                                    seen: str, before: int, after: int):
+    """kill -9 to the process group as soon as a file is there; the rerun ends with the same bytes."""
+    stages = ("prepare", "sample", "embed", "cluster", "select")
+    path = config_file(output_dir=str(tmp_path / "run"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adg.pipeline", path, *stages], cwd=ROOT, start_new_session=True,
+        env={**os.environ, "NPROC": str(before)}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL)
+    while not (tmp_path / "run" / seen).exists():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    result = pipeline(path, *stages, ranks=after)
+    assert result.returncode == 0, result.stderr
+    expected = finished or pytest.fail("the undisturbed run has not ended")
+    assert exact(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["generation.temprature=1"], "did you mean generation.temperature"),
+    (["generation.num_answers=x"], "generation.num_answers"),
+    (["pool.path=nowhere.jsonl"], "pool.path: nowhere.jsonl is not there"),
+    (["model.name_or_path=/no/such/model"], "model.name_or_path: /no/such/model"),
+    (["clustering.num_bins=11"], "clustering.num_bins is 11, but the pool has 10"),
+    (["selection.budget=11"], "selection.budget is 11, but the pool has 10"),
+    (["emebd"], "emebd is no stage; did you mean embed"),
+    (["embed"], "embed needs"),
+])
+def test_what_is_wrong_is_one_line(config_file, arguments: list[str], message: str):
+    result = pipeline(config_file(), *arguments)
+    assert result.returncode != 0
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == 1 and message in errors[0]
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize("module", [
+    "generation.prepare_pool", "generation.sample_answers", "embedding.embed", "embedding.cluster",
+    "adg.score_and_select", "train.finetune", "eval.run_benchmarks"])
+def test_help_names_every_key(module: str):
+    result = command(module, "--help")
+    assert result.returncode == 0 and "generation.temperature (1.4)" in result.stdout
