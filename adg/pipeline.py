@@ -86,6 +86,7 @@ def layout() -> tuple[int, dict[str, str]]:
     if not gpus:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // _RANKS_WITHOUT_GPU)))
+        environment.setdefault("DS_ACCELERATOR", "cpu")
     environment.setdefault("PYTHONWARNINGS", "ignore")
     return int(text), environment
 
@@ -108,7 +109,7 @@ def run_stage(name: str, arguments: list[str], config: Config, ranks: int,
     command = [sys.executable, "-m"]
     if stage.parallel:
         command += ["adg.launch", f"--nproc_per_node={ranks}", "-m"]
-    command += [stage.module, *([config.output_dir] if name == "tables" else arguments)]
+    command += [stage.module, *([config.output_dir, "--quiet"] if name == "tables" else arguments)]
     finished = subprocess.run(command, env=environment, preexec_fn=die_with_parent, check=False)
     if finished.returncode:
         status = finished.returncode if finished.returncode > 0 else 128 - finished.returncode

@@ -67,7 +67,7 @@ class StageRun:
         for name in required + optional:
             found[name] = self._outside(name) if name in OUTSIDE else self.artefact(name)
             if found[name] is None and name in required:
-                raise InputError(f"{self.name} needs {self.folder / name}, which is not there: "
+                raise InputError(f"{self.name} needs {self.folder}/{name}, which is not there: "
                                  f"run {producer_of(name)} first")
         return {name: value for name, value in found.items() if value is not None}
 
@@ -174,13 +174,13 @@ class StageRun:
         if record is None:
             return
         if record["state"] != "finished":
-            raise InputError(f"{self.folder / name} is unfinished: run {self.name} again")
+            raise InputError(f"{self.folder}/{name} is unfinished: run {self.name} again")
         changes = _differences(record["parameters"], self.parameters) + [
             _describe(source, known, now) for source, known in record["inputs"].items()
             if source not in OUTSIDE and (now := self.artefact(source)) and _sha(now) != _sha(known)
         ]
         if changes:
-            raise InputError(f"{self.folder / name} does not fit the configuration: "
+            raise InputError(f"{self.folder}/{name} does not fit the configuration: "
                              f"{'; '.join(changes)}; run {self.name} again")
         for source in record["inputs"]:
             if (upstream := self._producer(source)) is not None:

@@ -26,13 +26,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run folder")
-    runs = parser.parse_args().runs
+    parser.add_argument("--quiet", action="store_true", help="do not print the table")
+    arguments = parser.parse_args()
+    runs = arguments.runs
     text = render(runs)
     run = None
     if len(runs) == 1 and (runs[0] / "config.yaml").is_file():
         run = provenance.begin("tables", load_config(runs[0] / "config.yaml",
                                                      [f"output_dir={runs[0]}"]))
-    print(text)
+    if not arguments.quiet:
+        print(text)
     if run is not None:
         artifacts.write_text(runs[0] / "tables.md", text + "\n")
         run.finish(records=len(results_of(runs[0])))

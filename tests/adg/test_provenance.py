@@ -17,10 +17,16 @@ from generation import prepare_pool
 
 
 @pytest.fixture
-def run_folder(config_file, stage, tmp_path: Path) -> Path:
-    """A run folder with a pool from prepare, and bins and Grams made elsewhere."""
+def pool_folder(config_file, stage, tmp_path: Path) -> Path:
+    """A run folder with a pool from prepare."""
     stage(prepare_pool, config_file())
-    return add_vectors(tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def run_folder(pool_folder: Path) -> Path:
+    """A run folder with a pool from prepare, and vectors, bins and Grams made elsewhere."""
+    return add_vectors(pool_folder)
 
 
 def add_vectors(folder: Path, seed: int = 0) -> Path:
@@ -80,10 +86,10 @@ def write_answers(folder: Path, records: list[dict] = RECORDS) -> None:
         {"id": record["id"], "generated_answers": ["a", "b", "c"]} for record in records))
 
 
-def test_a_dear_stage_refuses_a_changed_key_and_names_the_ways_on(config_file, stage, run_folder):
+def test_a_dear_stage_refuses_a_changed_key_and_names_the_ways_on(config_file, stage, pool_folder):
     config = load_config(config_file(), [])
     run = begin("sample", config)
-    write_answers(run_folder)
+    write_answers(pool_folder)
     run.finish(records=len(RECORDS))
     assert begin("sample", config) is None
     hot = load_config(config_file(), ["generation.temperature=0.5"])
@@ -91,41 +97,41 @@ def test_a_dear_stage_refuses_a_changed_key_and_names_the_ways_on(config_file, s
         begin("sample", hot)
     with pytest.raises(InputError, match="answers/ does not fit the configuration.*run sample again"):
         begin("embed", hot)
-    assert (run_folder / "answers/00000.jsonl").exists()
+    assert (pool_folder / "answers/00000.jsonl").exists()
     assert begin("sample", hot, overwrite=True) is not None
-    assert not (run_folder / "answers").exists()
+    assert not (pool_folder / "answers").exists()
 
 
-def test_a_killed_dear_stage_goes_on_and_is_no_input_meanwhile(config_file, run_folder):
+def test_a_killed_dear_stage_goes_on_and_is_no_input_meanwhile(config_file, pool_folder):
     config = load_config(config_file(), [])
     begin("sample", config)
-    write_answers(run_folder)
+    write_answers(pool_folder)
     with pytest.raises(InputError, match="unfinished: run sample again"):
         begin("embed", config)
     assert begin("sample", config) is not None
 
 
-def test_a_chunk_that_went_missing_is_made_again(config_file, run_folder):
+def test_a_chunk_that_went_missing_is_made_again(config_file, pool_folder):
     config = load_config(config_file(), [])
     run = begin("sample", config)
-    write_answers(run_folder)
-    artifacts.write_jsonl(run_folder / "answers/00001.jsonl", [{}])
+    write_answers(pool_folder)
+    artifacts.write_jsonl(pool_folder / "answers/00001.jsonl", [{}])
     run.finish(records=1)
-    (run_folder / "answers/00001.jsonl").unlink()
+    (pool_folder / "answers/00001.jsonl").unlink()
     assert begin("sample", config) is not None
 
 
-def test_hand_made_answers_are_noted_and_kept(config_file, run_folder, capsys):
-    write_answers(run_folder)
+def test_hand_made_answers_are_noted_and_kept(config_file, pool_folder, capsys):
+    write_answers(pool_folder)
     config = load_config(config_file(), [])
     assert begin("sample", config) is None
     assert "answers/ was made elsewhere (no provenance): kept" in capsys.readouterr().out
 
 
-def test_a_changed_pool_is_not_mixed_with_old_answers(config_file, stage, run_folder, tmp_path):
+def test_a_changed_pool_is_not_mixed_with_old_answers(config_file, stage, pool_folder, tmp_path):
     config = load_config(config_file(), [])
     begin("sample", config)
-    write_answers(run_folder)
+    write_answers(pool_folder)
     StageRun("sample", config).finish(records=1)
     (tmp_path / "pool.jsonl").write_text(json.dumps(RECORDS[0]) + "\n" + json.dumps(RECORDS[1]))
     small = ("clustering.num_bins=1", "selection.budget=1")
@@ -136,10 +142,10 @@ def test_a_changed_pool_is_not_mixed_with_old_answers(config_file, stage, run_fo
         begin("sample", load_config(config_file(), list(small)))
 
 
-def test_another_model_is_refused(config_file, run_folder, tiny_model, tmp_path):
+def test_another_model_is_refused(config_file, pool_folder, tiny_model, tmp_path):
     config = load_config(config_file(), [])
     begin("sample", config)
-    write_answers(run_folder)
+    write_answers(pool_folder)
     StageRun("sample", config).finish(records=1)
     other = tmp_path / "other"
     other.mkdir()
