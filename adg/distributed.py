@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -35,6 +37,30 @@ def say(text: str) -> None:
     """A line for people, from rank 0 only."""
     if rank() == 0:
         print(text, flush=True)
+
+
+def count_gpus() -> int:
+    """GPUs that this process may use, found without touching CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    if visible is not None:
+        return len([entry for entry in visible.split(",") if entry.strip()])
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def claim_gpu() -> bool:
+    """Leave this process its own GPU only; False where the machine has none.
+
+    To be called before anything touches CUDA, which reads CUDA_VISIBLE_DEVICES once.
+    """
+    count = count_gpus()
+    if count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+        entries = [entry.strip() for entry in visible.split(",") if entry.strip()]
+        os.environ["CUDA_VISIBLE_DEVICES"] = entries[local_rank() % count]
+    return count > 0
 
 
 def device() -> str:

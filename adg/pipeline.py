@@ -10,13 +10,12 @@ two where there is none.
 
 import difflib
 import os
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from adg import summary
+from adg import distributed, summary
 from adg.config import Config, parse_command
 from adg.distributed import die_with_parent, run_script
 from adg.errors import InputError
@@ -78,7 +77,7 @@ def layout() -> tuple[int, dict[str, str]]:
     On the processor the threads of a rank are those of a default run whatever NPROC says, so that
     sums are made in the same order.
     """
-    gpus = count_gpus()
+    gpus = distributed.count_gpus()
     text = os.environ.get("NPROC", str(gpus or _RANKS_WITHOUT_GPU))
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"NPROC is {text!r}; it must be a number of processes, 1 or more")
@@ -89,17 +88,6 @@ def layout() -> tuple[int, dict[str, str]]:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     environment.setdefault("PYTHONWARNINGS", "ignore")
     return int(text), environment
-
-
-def count_gpus() -> int:
-    """GPUs that this process may use, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    if visible is not None:
-        return len([entry for entry in visible.split(",") if entry.strip()])
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def run_stage(name: str, arguments: list[str], config: Config, ranks: int,

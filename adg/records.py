@@ -85,6 +85,41 @@ class Pool(artifacts.JsonlRows):
             yield record, where
 
 
+class Answers(artifacts.JsonlRows):
+    """The rows of a run folder's answers/, each checked against its record of the pool."""
+
+    def __init__(self, folder: Path, pool: Pool) -> None:
+        super().__init__(folder / "answers")
+        self._pool = pool
+        if len(self) != len(pool):
+            raise InputError(
+                f"{folder}/answers/ holds {len(self)} rows, but pool.jsonl has {len(pool)} records: "
+                f"it belongs to another pool, or a chunk is missing")
+
+    def texts(self, wanted: range, *, num_answers: int | None = None) -> list[list[str]]:
+        """The generated answers of each row of `wanted`, in pool order.
+
+        Raises InputError with file and line where a row is of another record, or where it has not
+        num_answers answers (None: any number will do).
+        """
+        records = self._pool.rows(wanted)
+        return [_checked_texts(row, where, record, num_answers)
+                for record, (row, where) in zip(records, self.numbered(wanted), strict=True)]
+
+
+def _checked_texts(row: dict, where: str, record: dict, num_answers: int | None) -> list[str]:
+    for name in ("id", "instruction", "input"):
+        if row.get(name, None if name == "id" else record[name]) != record[name]:
+            raise InputError(f"{where}: {name} is {row.get(name)!r}, but {record[name]!r} in that row "
+                             f"of pool.jsonl: these answers belong to another pool")
+    texts = row.get("generated_answers")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{where}: generated_answers is not a list of strings")
+    if num_answers not in (None, len(texts)):
+        raise InputError(f"{where}: {len(texts)} answers, but generation.num_answers is {num_answers}")
+    return texts
+
+
 def check_sizes(config: Config, num_records: int) -> None:
     """InputError where the pool is too small for the bins or the budget."""
     for key, value in (("clustering.num_bins", config.clustering.num_bins),

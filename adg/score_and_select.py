@@ -18,7 +18,7 @@ from adg import artifacts, geometry, provenance, selection
 from adg.config import SelectionConfig, parse_command
 from adg.distributed import run_script, say
 from adg.errors import InputError
-from adg.records import Pool, check_sizes
+from adg.records import Answers, Pool, check_sizes
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -37,7 +37,7 @@ def main() -> None:
     subsets = selection.RECIPES[config.selection.recipe](table["score"], bins,
                                                          config.selection.budget)
     write_subsets(run.folder / "subsets" / config.selection.name, pool, table, subsets,
-                  answers_of(run.folder, len(pool)))
+                  Answers(run.folder, pool) if (run.folder / "answers").is_dir() else None)
     unscored = [pool.rows(range(row, row + 1))[0]["id"] for row in
                 np.flatnonzero(np.isnan(table["score"]))[:10]]
     report = describe_scores(table, config.selection.anisotropy_weight)
@@ -71,20 +71,8 @@ def score_by_divergence(grams: np.ndarray, config: SelectionConfig) -> dict[str,
 METHODS = {"adg": score_by_divergence}
 
 
-def answers_of(folder: Path, num_records: int) -> artifacts.JsonlRows | None:
-    """The answers by row; None where the run folder has none (Grams made elsewhere)."""
-    if not (folder / "answers").is_dir():
-        return None
-    answers = artifacts.JsonlRows(folder / "answers")
-    if len(answers) != num_records:
-        raise InputError(f"{folder / 'answers'}/ holds {len(answers)} rows, but pool.jsonl has "
-                         f"{num_records} records: it belongs to another pool, "
-                         f"or a chunk is missing")
-    return answers
-
-
 def write_subsets(folder: Path, pool: Pool, table: dict[str, np.ndarray],
-                  subsets: selection.Subsets, answers: artifacts.JsonlRows | None) -> None:
+                  subsets: selection.Subsets, answers: Answers | None) -> None:
     """scores.jsonl of all records, and the three subsets as Alpaca-format JSON arrays."""
     columns = {name: [_plain(value) for value in table[name].tolist()]
                for name in ("bin", "num_answers", "dispersion", "anisotropy", "score")}
@@ -94,7 +82,7 @@ def write_subsets(folder: Path, pool: Pool, table: dict[str, np.ndarray],
             record = pool.rows(range(row, row + 1))[0]
             if answers is not None:
                 record["generated_answers"] = (
-                    answers.rows(range(row, row + 1))[0]["generated_answers"])
+                    answers.texts(range(row, row + 1))[0])
             for column in ("dispersion", "anisotropy", "score", "bin"):
                 record[column] = columns[column][row]
             chosen.append(record)

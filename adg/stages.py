@@ -22,7 +22,7 @@ class Stage:
     parallel: bool = False  # one process per GPU, under torchrun
     dear: bool = False  # costs hours: a changed parameter stops it, where others are redone
     instance: str = ""  # the name that several outputs of this stage in one run folder differ by
-    work: str = ""  # folder of unfinished work that a restart goes on from
+    work: str = ""  # a folder beside the outputs: unfinished work, or what only an option writes
 
 
 OUTSIDE = ("pool.path", "model", "train.model", "eval.data_dir")
@@ -45,7 +45,7 @@ STAGES = {
         keys=("chunk_size", "model.dtype", "model.trust_remote_code", "embedding",
               "generation.prompt", "generation.num_answers"),
         inputs=("pool.jsonl", "answers/", "model"),
-        outputs=("instruction_embeddings/", "answer_grams/"),
+        outputs=("instruction_embeddings/", "answer_grams/"), work="answer_embeddings/",
     ),
     "cluster": Stage(
         "embedding.cluster", keys=("seed", "clustering"),

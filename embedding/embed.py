@@ -20,10 +20,9 @@ from tqdm import tqdm
 
 from adg import artifacts, distributed, models, provenance
 from adg.config import Config, parse_command
-from adg.errors import InputError
 from adg.geometry import centred_grams
 from adg.prompts import check_template
-from adg.records import Pool
+from adg.records import Answers, Pool
 from embedding.pooling import RECIPES, embed_sequences
 
 
@@ -32,21 +31,21 @@ def main() -> None:
     run = provenance.begin("embed", config, overwrite=overwrite)
     if run is None:
         return
-    pool, answers = Pool(run.folder), artifacts.JsonlRows(run.folder / "answers")
-    check_row_count(answers, pool, run.folder)
+    pool = Pool(run.folder)
+    answers = Answers(run.folder, pool)
     chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
     missing = [i for i in range(len(chunks))
                if not all(path.exists() for path in chunk_paths(run.folder, i, config).values())]
     mine = distributed.my_share(missing)
     for i in mine:
-        checked_answers(pool, answers, chunks[i], config.generation.num_answers)
+        answers.texts(chunks[i], num_answers=config.generation.num_answers)
     if mine:
         model, tokenizer = load_backbone(config)
         with tqdm(total=sum(len(chunks[i]) for i in mine), unit="record", desc="embed (rank 0)",
                   disable=distributed.rank() > 0) as progress:
             for i in mine:
                 records = pool.rows(chunks[i])
-                texts = checked_answers(pool, answers, chunks[i], config.generation.num_answers)
+                texts = answers.texts(chunks[i], num_answers=config.generation.num_answers)
                 arrays = embed_records(records, texts, model, tokenizer, config)
                 for name, path in chunk_paths(run.folder, i, config).items():
                     artifacts.write_array(path, arrays[name])
@@ -62,36 +61,6 @@ def chunk_paths(folder: Path, index: int, config: Config) -> dict[str, Path]:
     if not config.embedding.keep_answer_embeddings:
         names.remove("answer_embeddings")
     return {name: folder / name / artifacts.chunk_name(index, "npy") for name in names}
-
-
-def check_row_count(answers: artifacts.JsonlRows, pool: Pool, folder: Path) -> None:
-    """InputError where the answers are not as many as the pool's records."""
-    if len(answers) != len(pool):
-        raise InputError(f"{folder / 'answers'}/ holds {len(answers)} rows, but pool.jsonl has "
-                         f"{len(pool)} records: it belongs to another pool, or a chunk is missing")
-
-
-def checked_answers(pool: Pool, answers: artifacts.JsonlRows, rows: range,
-                    num_answers: int) -> list:
-    """The K answers of each record of `rows`, in pool order.
-
-    Raises InputError with file and line where a row is of another record or has not K answers.
-    """
-    found = []
-    for record, (row, where) in zip(pool.rows(rows), answers.numbered(rows), strict=True):
-        for name in ("id", "instruction", "input"):
-            if name in row and row[name] != record[name] or name == "id" and name not in row:
-                raise InputError(f"{where}: {name} is {row.get(name)!r}, but {record[name]!r} in "
-                                 f"the same line of pool.jsonl: these answers belong to "
-                                 f"another pool")
-        texts = row.get("generated_answers")
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise InputError(f"{where}: generated_answers is not a list of strings")
-        if len(texts) != num_answers:
-            raise InputError(f"{where}: {len(texts)} answers, but generation.num_answers is "
-                             f"{num_answers}")
-        found.append(texts)
-    return found
 
 
 def load_backbone(config: Config) -> tuple[Any, Any]:

@@ -219,8 +219,8 @@ def evaluate(model: Any, tasks: list[str], manager: Any, *, shots: int, limit: i
 
 
 def plain(value: Any) -> Any:
-    """lm-eval's result as JSON can hold it: functions by name, numpy numbers as numbers."""
-    return json.loads(json.dumps(value, default=_as_json))
+    """lm-eval's result as JSON can hold it: functions by name, NaN as null."""
+    return json.loads(json.dumps(value, default=_as_json), parse_constant=lambda _: None)
 
 
 def _as_json(value: Any) -> Any:

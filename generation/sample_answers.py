@@ -36,6 +36,7 @@ def main() -> None:
     missing = [i for i, path in enumerate(paths) if not path.exists()]
     mine = distributed.my_share(missing)
     if mine:
+        distributed.claim_gpu()
         folder = models.local_folder(config.model.name_or_path, config.output_dir)
         tokenizer = load_checked_tokenizer(folder, config)
         sampler = SAMPLERS[config.generation.sampler](folder, config)

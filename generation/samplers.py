@@ -34,7 +34,8 @@ class VllmSampler:
     """vLLM in this process, on this rank's GPU or on the processor."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        on_gpu = _claim_device()
+        on_gpu = distributed.count_gpus() > 0
+        _set_up_environment(on_gpu)
         from vllm import LLM
 
         settings = config.generation
@@ -66,22 +67,15 @@ class VllmSampler:
                 for output in outputs]
 
 
-def _claim_device() -> bool:
-    """Leave this process one GPU, before vLLM looks for them; False where there is none."""
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = len(visible.split(",")) if visible else torch.cuda.device_count()
-    for name, value in {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
-                        "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
+def _set_up_environment(on_gpu: bool) -> None:
+    """vLLM's own switches, which it reads when it is imported; what is set already stays."""
+    defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    if not on_gpu:
+        defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+                     "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # ranks share the cores
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # ranks share the cores
-        return False
-    mine = distributed.local_rank() % count
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[mine] if visible else str(mine)
-    return True
 
 
 class TransformersSampler:

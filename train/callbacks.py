@@ -50,6 +50,11 @@ class Checkpoints(TrainerCallback):
     def __init__(self, marker: str) -> None:
         self._marker = marker
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """No checkpoint of the last step, which the Trainer asks for: the model follows at once."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if dist.is_initialized():
             dist.barrier()
