@@ -21,6 +21,7 @@ from yaml import YAMLError
 from adg.errors import InputError
 
 BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")
+CODE_BENCHMARKS = ("mbpp", "humaneval")  # run programs that the model writes
 
 
 def _key(default: Any, about: str, *, tuning: bool = False) -> Any:
@@ -300,6 +301,30 @@ def _help_on_keys() -> str:
             shown = f"[{', '.join(map(str, default))}]"
         lines.append(f"  {key}{'*' if tuning else ''} ({shown})\n      {about}")
     return "\n".join(lines)
+
+
+def check_consent(config: Config) -> None:
+    """InputError where a benchmark runs the model's programs and nobody has allowed that."""
+    names = [name for name in config.eval.benchmarks if name in CODE_BENCHMARKS]
+    if names and not config.eval.allow_code_execution:
+        raise InputError(f"eval.allow_code_execution is false, but {' and '.join(names)} run "
+                         f"programs that the model writes: set it to true, or take them out of "
+                         f"eval.benchmarks")
+
+
+def accumulation_steps(config: Config, ranks: int) -> int:
+    """Forward passes per optimiser step, so that train.batch_size holds whatever the rank count.
+
+    Raises InputError that names the nearest batch sizes where it does not divide.
+    """
+    size, per_device = config.train.batch_size, config.train.per_device_batch_size
+    step = per_device * ranks
+    if size % step:
+        nearest = [value for value in (size // step * step, (size // step + 1) * step) if value]
+        raise InputError(
+            f"train.batch_size is {size}, no multiple of {step} (train.per_device_batch_size x "
+            f"ranks, {per_device} x {ranks}); nearest: {' or '.join(map(str, nearest))}")
+    return size // step
 
 
 def flatten(config: Config) -> dict[str, Any]:

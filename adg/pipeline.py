@@ -15,12 +15,12 @@ import sys
 import time
 from pathlib import Path
 
-from adg import distributed, summary
-from adg.config import Config, parse_command
+from adg import distributed, models, summary
+from adg.config import Config, accumulation_steps, check_consent, parse_command
 from adg.distributed import die_with_parent, run_script
 from adg.errors import InputError
 from adg.provenance import StageRun
-from adg.stages import STAGES
+from adg.stages import STAGES, model_of
 
 _RANKS_WITHOUT_GPU = 2
 
@@ -29,6 +29,7 @@ def main() -> None:
     stages, arguments = split_stages(sys.argv[1:])
     config, overwrite = parse_command(__doc__, arguments)
     ranks, environment = layout()
+    check_ahead(stages, config, ranks)
     began, ran = time.monotonic(), []
     for name in stages:
         if not overwrite and already_done(name, config):
@@ -56,6 +57,22 @@ def split_stages(arguments: list[str]) -> tuple[list[str], list[str]]:
                              + f" The stages: {', '.join(STAGES)}")
     rest = [word for word in arguments if word not in asked]
     return [name for name in STAGES if not asked or name in asked], rest
+
+
+def check_ahead(stages: list[str], config: Config, ranks: int) -> None:
+    """InputError for what a late stage would refuse, before hours of work in an early one."""
+    prepared = (Path(config.output_dir) / "pool.jsonl").is_file()
+    if "prepare" in stages and not prepared and not Path(config.pool.path).is_file():
+        raise InputError(f"pool.path: {config.pool.path} is not there")
+    if "sample" in stages or "embed" in stages:
+        models.source_of(config.model.name_or_path)
+    if "finetune" in stages:
+        accumulation_steps(config, ranks)
+        models.source_of(model_of("train.model", config))
+    if "evaluate" in stages:
+        check_consent(config)
+        if config.eval.data_dir is not None and not Path(config.eval.data_dir).is_dir():
+            raise InputError(f"eval.data_dir: {config.eval.data_dir}/ is not there")
 
 
 def already_done(name: str, config: Config) -> bool:

@@ -93,8 +93,8 @@ class Answers(artifacts.JsonlRows):
         self._pool = pool
         if len(self) != len(pool):
             raise InputError(
-                f"{folder}/answers/ holds {len(self)} rows, but pool.jsonl has {len(pool)} records: "
-                f"it belongs to another pool, or a chunk is missing")
+                f"{folder}/answers/ holds {len(self)} rows, but pool.jsonl has {len(pool)} "
+                f"records: it belongs to another pool, or a chunk is missing")
 
     def texts(self, wanted: range, *, num_answers: int | None = None) -> list[list[str]]:
         """The generated answers of each row of `wanted`, in pool order.
@@ -110,13 +110,14 @@ class Answers(artifacts.JsonlRows):
 def _checked_texts(row: dict, where: str, record: dict, num_answers: int | None) -> list[str]:
     for name in ("id", "instruction", "input"):
         if row.get(name, None if name == "id" else record[name]) != record[name]:
-            raise InputError(f"{where}: {name} is {row.get(name)!r}, but {record[name]!r} in that row "
-                             f"of pool.jsonl: these answers belong to another pool")
+            raise InputError(f"{where}: {name} is {row.get(name)!r}, but {record[name]!r} in that "
+                             f"row of pool.jsonl: these answers belong to another pool")
     texts = row.get("generated_answers")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{where}: generated_answers is not a list of strings")
     if num_answers not in (None, len(texts)):
-        raise InputError(f"{where}: {len(texts)} answers, but generation.num_answers is {num_answers}")
+        raise InputError(f"{where}: {len(texts)} answers, but generation.num_answers is "
+                         f"{num_answers}")
     return texts
 
 

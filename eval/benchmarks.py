@@ -15,7 +15,6 @@ class Benchmark(NamedTuple):
     metric: str  # the key of lm-eval's results that counts
     group: str
     questions: int  # of the whole benchmark: fewer are marked as not comparable
-    runs_code: bool = False
 
 
 BENCHMARKS = {
@@ -23,9 +22,8 @@ BENCHMARKS = {
     "gsm8k": Benchmark("GSM8K", "gsm8k", 8, "exact_match,strict-match", "Reasoning", 1319),
     "mmlu": Benchmark("MMLU", "mmlu", 4, "acc,none", "Knowledge", 14042),
     "truthfulqa_mc2": Benchmark("TruthfulQA", "truthfulqa_mc2", 0, "acc,none", "Knowledge", 817),
-    "mbpp": Benchmark("MBPP", "mbpp", 1, "pass_at_1,none", "Code", 500, runs_code=True),
-    "humaneval": Benchmark("HumanEval", "humaneval", 0, "pass_at_1,create_test", "Code", 164,
-                           runs_code=True),
+    "mbpp": Benchmark("MBPP", "mbpp", 1, "pass_at_1,none", "Code", 500),
+    "humaneval": Benchmark("HumanEval", "humaneval", 0, "pass_at_1,create_test", "Code", 164),
 }
 GROUPS = ("Reasoning", "Knowledge", "Code")
 

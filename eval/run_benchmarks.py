@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from adg import artifacts, distributed, models, provenance
-from adg.config import Config, parse_command
+from adg.config import Config, check_consent, parse_command
 from adg.distributed import say
-from adg.errors import InputError
 from eval import harness
 from eval.benchmarks import BENCHMARKS, group_scores
 
@@ -40,15 +39,6 @@ def main() -> None:
         artifacts.write_json(folder / "scores.json", summary)
         run.finish(records=sum(summary["questions"][name]
                                for name in missing), benchmarks=missing, scores=summary["scores"])
-
-
-def check_consent(config: Config) -> None:
-    """InputError where a benchmark runs the model's programs and nobody has allowed that."""
-    names = [name for name in config.eval.benchmarks if BENCHMARKS[name].runs_code]
-    if names and not config.eval.allow_code_execution:
-        raise InputError(f"eval.allow_code_execution is false, but {' and '.join(names)} run "
-                         f"programs that the model writes: set it to true, or leave them "
-                         f"out of eval.benchmarks")
 
 
 def evaluate_missing(missing: list[str], folder: Path, config: Config) -> None:

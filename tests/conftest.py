@@ -1,4 +1,4 @@
-"""What the tests share: a tiny random model, a small pool, a configuration, and ways to run a stage."""
+"""What the tests share: a tiny random model, a small pool, a configuration, ways to run a stage."""
 
 import json
 import os
@@ -27,8 +27,8 @@ _CHAT = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of 5 layers (head size 32, as vLLM's processor kernels ask) with a byte-level BPE
-    tokenizer that adds a begin-of-text token and has a chat template."""
+    """A random Llama of 5 layers (head size 32, as vLLM's processor kernels ask) with a byte-level
+    BPE tokenizer that adds a begin-of-text token and has a chat template."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -57,18 +57,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 RECORDS = [
-    {"id": f"r{i}", "instruction": text, "input": "" if i % 3 else f"number {i}", "output": f"Answer {i}."}
+    {"id": f"r{i}", "instruction": text, "input": "" if i % 3 else f"number {i}",
+     "output": f"Answer {i}."}
     for i, text in enumerate([
         "Name the colours.", "Add the numbers.", "Translate into French.", "What is 12 times 7?",
-        "Write a poem.", "说出三种颜色。", "Sort the list.", "Explain the joke.", "Summarise the text.",
-        "Who wrote the book?",
+        "Write a poem.", "说出三种颜色。", "Sort the list.", "Explain the joke.",
+        "Summarise the text.", "Who wrote the book?",
     ])
 ]
 
 
 @pytest.fixture
 def config_file(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
-    """Writes a configuration for the tiny model: config_file(section={"key": value}, ...) -> path."""
+    """Writes the tiny model's configuration: config_file(section={"key": value}, ...) -> path."""
 
     def write(name: str = "config.yaml", **sections: object) -> Path:
         pool = tmp_path / "pool.jsonl"

@@ -1,4 +1,4 @@
-"""All eight stages through the one command: files, restart after a kill, nothing done twice, errors."""
+"""All eight stages through the one command: files, restart after a kill, nothing twice, errors."""
 
 import json
 import os
@@ -39,7 +39,8 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
         *(f"answers/{chunk}.jsonl" for chunk in chunks),
         *(f"{name}/{chunk}.npy" for name in ("instruction_embeddings", "answer_grams")
           for chunk in chunks),
-        *(f"subsets/adg/{name}" for name in ("scores.jsonl", "top.json", "middle.json", "bottom.json")),
+        *(f"subsets/adg/{name}" for name in ("scores.jsonl", "top.json", "middle.json",
+                                             "bottom.json")),
         *(f"eval/adg-top/{name}.json" for name in (
             "bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval", "scores")),
         "train/adg-top/metrics.jsonl", "provenance/sha256.json",
@@ -71,7 +72,7 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
 ])
 def test_killed_and_gone_on_with_another_rank_count(config_file, tmp_path: Path, finished: dict,
                                                     seen: str, before: int, after: int):
-    """kill -9 to the process group as soon as a file is there; the rerun ends with the same bytes."""
+    """kill -9 to the process group once a file is there; the rerun ends with the same bytes."""
     stages = ("prepare", "sample", "embed", "cluster", "select")
     path = config_file(output_dir=str(tmp_path / "run"))
     process = subprocess.Popen(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adg import artifacts, distributed, models, provenance
-from adg.config import Config, parse_command
+from adg.config import Config, accumulation_steps, parse_command
 from adg.distributed import say
 from adg.errors import InputError
 from adg.prompts import check_template
@@ -30,7 +30,7 @@ _WHOLE = "complete.json"  # written into a checkpoint when all of its files are 
 
 def main() -> None:
     config, overwrite = parse_command(__doc__)
-    accumulation = accumulation_steps(config)
+    accumulation = accumulation_steps(config, distributed.world_size())
     check_deepspeed_file(Path(config.train.deepspeed))
     run = provenance.begin("finetune", config, overwrite=overwrite)
     if run is None:
@@ -62,23 +62,6 @@ def subset_path(config: Config) -> Path:
     """The file of the records to train on."""
     subset = f"{config.train.subset}.json"
     return Path(config.output_dir) / "subsets" / config.selection.name / subset
-
-
-def accumulation_steps(config: Config) -> int:
-    """Forward passes per optimiser step, so that train.batch_size holds whatever the rank count.
-
-    Raises InputError that names the nearest batch sizes where it does not divide.
-    """
-    size, ranks = config.train.batch_size, distributed.world_size()
-    step = config.train.per_device_batch_size * ranks
-    if size % step:
-        nearest = [value for value in (size // step * step, (size // step + 1) * step) if value]
-        raise InputError(
-            f"train.batch_size is {size}, no multiple of {step} (train.per_device_batch_size x "
-            f"ranks, {config.train.per_device_batch_size} x {ranks}); nearest: "
-            f"{' or '.join(map(str, nearest))}"
-        )
-    return size // step
 
 
 def check_deepspeed_file(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The house's arrows: adg imports no other folder, no stage imports another, heavy libraries wait."""
+"""The house's arrows: adg imports no other folder, no stage another, heavy libraries wait."""
 
 import ast
 from pathlib import Path

@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("override", "message"), [
-    ("generation.temprature=1", "generation.temprature is no key; did you mean generation.temperature"),
+    ("generation.temprature=1",
+     "generation.temprature is no key; did you mean generation.temperature"),
     ("temperature=1", "did you mean generation.temperature"),
     ("generation.num_answers=five", "generation.num_answers: Value 'five'"),
     ("generation.num_answers=1", "generation.num_answers is 1; it must be 2 or more"),
@@ -52,10 +53,11 @@ def test_the_papers_values_are_the_defaults():
     expected = {
         "generation.num_answers": 5, "generation.temperature": 1.4, "generation.top_p": 0.9,
         "generation.max_new_tokens": 256, "generation.prompt": "alpaca",
-        "embedding.layers": [-4, -3, -2, -1], "clustering.num_bins": 1000, "selection.budget": 10000,
-        "selection.anisotropy_weight": 0.4, "train.epochs": 5, "train.learning_rate": 1e-5,
-        "train.lr_scheduler": "cosine", "train.warmup_ratio": 0.03, "train.weight_decay": 0.0,
-        "train.batch_size": 64, "train.max_length": 2048, "model.dtype": "bfloat16",
+        "embedding.layers": [-4, -3, -2, -1], "clustering.num_bins": 1000,
+        "selection.budget": 10000, "selection.anisotropy_weight": 0.4, "train.epochs": 5,
+        "train.learning_rate": 1e-5, "train.lr_scheduler": "cosine", "train.warmup_ratio": 0.03,
+        "train.weight_decay": 0.0, "train.batch_size": 64, "train.max_length": 2048,
+        "model.dtype": "bfloat16",
     }
     assert {key: keys[key] for key in expected} == expected
 
@@ -67,6 +69,7 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture):
     assert all(key in text for key, *_ in describe_keys())
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")),
+                         ids=lambda path: path.stem)
 def test_shipped_configurations_load(path: Path):
     assert flatten(load_config(path, []))["output_dir"] == f"runs/{path.stem}"

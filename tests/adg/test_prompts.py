@@ -15,8 +15,8 @@ def tokenizer(tiny_model):
 
 def test_alpaca_template_with_and_without_input(tokenizer):
     assert tokenizer.decode(prompt_ids(WITH, "alpaca", tokenizer)) == (
-        "<|begin|>Below is an instruction that describes a task, paired with an input that provides "
-        "further context. Write a response that appropriately completes the request.\n\n"
+        "<|begin|>Below is an instruction that describes a task, paired with an input that "
+        "provides further context. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:")
     assert tokenizer.decode(prompt_ids(WITHOUT, "alpaca", tokenizer)) == (
         "<|begin|>Below is an instruction that describes a task. "

@@ -95,7 +95,8 @@ def test_a_dear_stage_refuses_a_changed_key_and_names_the_ways_on(config_file, s
     hot = load_config(config_file(), ["generation.temperature=0.5"])
     with pytest.raises(InputError, match=r"generation.temperature was 1.4 and is 0.5.*--overwrite"):
         begin("sample", hot)
-    with pytest.raises(InputError, match="answers/ does not fit the configuration.*run sample again"):
+    with pytest.raises(InputError,
+                       match="answers/ does not fit the configuration.*run sample again"):
         begin("embed", hot)
     assert (pool_folder / "answers/00000.jsonl").exists()
     assert begin("sample", hot, overwrite=True) is not None

@@ -48,9 +48,11 @@ def by_hand(model, ids: list[int], pooled: slice) -> np.ndarray:
 
 def test_vectors_are_the_papers(config_file, stage, answered, tiny_model):
     stage(embed, config_file(embedding={"keep_answer_embeddings": True, "tokens_per_batch": 300}))
-    instructions, answers = (load(answered, f"{name}_embeddings") for name in ("instruction", "answer"))
+    instructions, answers = (load(answered, f"{name}_embeddings")
+                             for name in ("instruction", "answer"))
     grams = load(answered, "answer_grams")
-    assert instructions.shape == (10, 64) and answers.shape == (10, 3, 64) and grams.shape == (10, 3, 3)
+    assert (instructions.shape == (10, 64) and answers.shape == (10, 3, 64)
+            and grams.shape == (10, 3, 3))
     assert {array.dtype for array in (instructions, answers, grams)} == {np.dtype(np.float32)}
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(tiny_model, trust_remote_code=False)
@@ -91,8 +93,10 @@ def test_an_empty_answer_is_missing_and_not_zero(config_file, stage, answered):
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda records, texts: records.reverse(), r"a.jsonl:1: id is 'r9', but 'r0'"),
-    (lambda records, texts: records[8].update(instruction="Other"), r"b.jsonl:2: instruction is 'Other'"),
-    (lambda records, texts: texts[2].pop(), r"a.jsonl:3: 2 answers, but generation.num_answers is 3"),
+    (lambda records, texts: records[8].update(instruction="Other"),
+     r"b.jsonl:2: instruction is 'Other'"),
+    (lambda records, texts: texts[2].pop(),
+     r"a.jsonl:3: 2 answers, but generation.num_answers is 3"),
     (lambda records, texts: texts[2].append(None), r"a.jsonl:3: generated_answers is not a list"),
     (lambda records, texts: (records.pop(), texts.pop()), "holds 9 rows, but pool.jsonl has 10"),
 ])

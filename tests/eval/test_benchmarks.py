@@ -11,7 +11,8 @@ from eval.benchmarks import BENCHMARKS, group_scores
 def test_groups_and_average_are_the_papers():
     scores = {"bbh": 60.0, "gsm8k": 40.0, "mmlu": 70.0, "truthfulqa_mc2": 50.0, "mbpp": 30.0,
               "humaneval": 50.0}
-    assert group_scores(scores) == {"Reasoning": 50.0, "Knowledge": 60.0, "Code": 40.0, "Average": 50.0}
+    assert group_scores(scores) == {"Reasoning": 50.0, "Knowledge": 60.0, "Code": 40.0,
+                                    "Average": 50.0}
     del scores["mbpp"]
     assert group_scores(scores)["Code"] is None and group_scores(scores)["Average"] is None
     assert [benchmark.shots for benchmark in BENCHMARKS.values()] == [3, 8, 4, 0, 1, 0]
@@ -22,7 +23,8 @@ def test_published_averages_are_the_means_of_their_groups():
     for methods in published["main"].values():
         for pools in methods.values():
             for *groups, average in pools.values():
-                assert sum(groups) / 3 == pytest.approx(average, abs=0.04)  # one row is 0.037 off in print
+                # one row is 0.037 off in print
+                assert sum(groups) / 3 == pytest.approx(average, abs=0.04)
 
 
 def write_scores(run: Path, name: str, scores: dict, questions: dict) -> None:

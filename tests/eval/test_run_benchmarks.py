@@ -39,7 +39,8 @@ def test_consent_is_asked_before_anything_is_loaded(config_file, stage):
 
 def test_two_ranks_give_the_numbers_of_lm_eval_alone(config_file, tiny_model, tmp_path: Path):
     run = tmp_path / "run"
-    result = command("eval.run_benchmarks", config_file(), "eval.name=base", "eval.limit=2", ranks=2)
+    result = command("eval.run_benchmarks", config_file(), "eval.name=base", "eval.limit=2",
+                     ranks=2)
     assert result.returncode == 0, result.stderr
     scores = json.loads((run / "eval/base/scores.json").read_text())
     assert scores["questions"] == {"bbh": 6, "gsm8k": 2, "mmlu": 8, "truthfulqa_mc2": 2, "mbpp": 2,
@@ -51,9 +52,10 @@ def test_two_ranks_give_the_numbers_of_lm_eval_alone(config_file, tiny_model, tm
         own = json.loads((run / f"eval/base/{name}.json").read_text())
         plain = simple_evaluate(
             model="hf", model_args={"pretrained": str(tiny_model), "dtype": "float32"}, limit=2,
-            tasks=[name], num_fewshot=BENCHMARKS[name].shots, task_manager=manager, bootstrap_iters=0,
-            gen_kwargs="max_gen_toks=8", device="cpu")
-        for ours, theirs in zip(own["lm_eval"]["samples"][name], plain["samples"][name], strict=True):
+            tasks=[name], num_fewshot=BENCHMARKS[name].shots, task_manager=manager,
+            bootstrap_iters=0, gen_kwargs="max_gen_toks=8", device="cpu")
+        for ours, theirs in zip(own["lm_eval"]["samples"][name], plain["samples"][name],
+                                strict=True):
             assert ours["prompt_hash"] == theirs["prompt_hash"]  # GSM8K's random shots too
         expected = 100 * plain["results"][name][BENCHMARKS[name].metric]
         assert own["score"] == pytest.approx(expected, abs=1e-3)

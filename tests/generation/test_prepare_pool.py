@@ -19,8 +19,9 @@ def test_an_array_and_lines_give_the_same_pool(config_file, stage, tmp_path: Pat
 
 
 def test_unusable_records_are_put_aside_with_place_and_reason(config_file, stage, tmp_path: Path):
-    bad = [{"instruction": "", "output": "x"}, {"instruction": "a"}, {"instruction": 3, "output": "x"},
-           {"instruction": "a", "output": " \n"}, {"instruction": "a", "output": "x", "input": [1]}]
+    bad = [{"instruction": "", "output": "x"}, {"instruction": "a"},
+           {"instruction": 3, "output": "x"}, {"instruction": "a", "output": " \n"},
+           {"instruction": "a", "output": "x", "input": [1]}]
     good = [{"instruction": "Say é", "output": "é", "extra": {"kept": [1]}}] * 3
     (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, [*bad, *good])))
     stage(prepare_pool, config_file())
@@ -39,7 +40,8 @@ def test_unusable_records_are_put_aside_with_place_and_reason(config_file, stage
 @pytest.mark.parametrize(("content", "message"), [
     ('{"instruction": "a", "output": "b"}\n{broken\n', "pool.jsonl:2: not valid JSON"),
     ('{"instruction": "a", "output": "b"}\n[1, 2]\n', "pool.jsonl:2: a list, not a JSON object"),
-    ('{"id": 1, "instruction": "a", "output": "b"}\n{"id": "1", "instruction": "c", "output": "d"}\n',
+    ('{"id": 1, "instruction": "a", "output": "b"}\n'
+     '{"id": "1", "instruction": "c", "output": "d"}\n',
      "pool.jsonl:2: the id '1' is that of .*pool.jsonl:1 too"),
     ("", "no usable record"),
     ('{"instruction": "", "output": "b"}\n', "no usable record among 1; .* instruction is empty"),

@@ -59,7 +59,7 @@ def test_answers_depend_on_seed_id_and_k_only(config_file, stage, prepared, tiny
 
 def test_seeds_leave_room_for_the_answers_of_a_record():
     seeds = sorted(seed_of(f"r{i}", 42) for i in range(1000))
-    assert 0 <= seeds[0] and seeds[-1] < 2**62
+    assert seeds[0] >= 0 and seeds[-1] < 2**62
     assert min(b - a for a, b in zip(seeds, seeds[1:], strict=False)) > 1000
 
 

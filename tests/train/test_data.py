@@ -13,7 +13,8 @@ def tokenizer(tiny_model):
 
 def test_the_loss_is_on_the_response_and_its_end(tokenizer):
     example = encode(RECORD, "chat", tokenizer, 100)
-    shown = [(token, label) for token, label in zip(example["input_ids"], example["labels"], strict=True)]
+    shown = [(token, label)
+             for token, label in zip(example["input_ids"], example["labels"], strict=True)]
     prompt = [token for token, label in shown if label == IGNORED]
     response = [token for token, label in shown if label != IGNORED]
     assert tokenizer.decode(prompt) == "<|user|>Add.<|end|><|assistant|>"

@@ -10,9 +10,9 @@ from conftest import RECORDS, command
 from safetensors.torch import load_file
 
 from adg import artifacts
-from adg.config import load_config
+from adg.config import accumulation_steps, load_config
 from adg.errors import InputError
-from train.finetune import accumulation_steps, last_whole_checkpoint
+from train.finetune import last_whole_checkpoint
 
 
 @pytest.fixture
@@ -61,14 +61,12 @@ def test_train_stop_and_go_on(config_file, with_subset, tiny_model):
     assert [row["loss"] for row in resumed] == [row["loss"] for row in metrics]
 
 
-def test_the_batch_holds_whatever_the_rank_count(config_file, monkeypatch):
+def test_the_batch_holds_whatever_the_rank_count(config_file):
     config = load_config(config_file(), ["train.batch_size=64", "train.per_device_batch_size=2"])
     for ranks, steps in ((1, 32), (4, 8), (8, 4)):
-        monkeypatch.setenv("WORLD_SIZE", str(ranks))
-        assert accumulation_steps(config) == steps
-    monkeypatch.setenv("WORLD_SIZE", "3")
+        assert accumulation_steps(config, ranks) == steps
     with pytest.raises(InputError, match="train.batch_size is 64, no multiple of 6 .* 60 or 66"):
-        accumulation_steps(config)
+        accumulation_steps(config, 3)
 
 
 def test_the_newest_whole_checkpoint_counts_by_number(tmp_path):
