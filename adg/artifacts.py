@@ -1,4 +1,4 @@
-"""The files of a run folder: whole or absent, read with checks, known by their SHA-256.
+"""The files of a run folder: whole or absent, and read with checks.
 
 A file is written aside, flushed to disk and renamed, so a process killed at any moment leaves the
 old file or the new one. Row i of every array and line i of every JSONL belongs to line i of
@@ -8,7 +8,6 @@ Shapes: N records.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from bisect import bisect_right
@@ -53,11 +52,13 @@ def flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write an indented JSON file. ValueError where JSON cannot hold the value (NaN)."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
@@ -67,12 +68,14 @@ def to_line(row: Any) -> str:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """Write a JSON object a line."""
     with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(to_line(row) + "\n")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file."""
     with written_aside(path) as aside, aside.open("wb") as file:
         np.save(file, array, allow_pickle=False)
 
@@ -87,6 +90,7 @@ def chunk_bounds(num_rows: int, chunk_size: int) -> list[range]:
 
 
 def chunk_name(index: int, suffix: str) -> str:
+    """The name of chunk `index`: 00000.npy, 00001.npy, ..."""
     return f"{index:05d}.{suffix}"
 
 
@@ -189,42 +193,3 @@ def read_array(path: Path) -> np.ndarray:
         raise InputError(f"{path}: there is no such file") from None
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: not a whole .npy file ({error})") from None
-
-
-# Identity
-
-
-class HashCache:
-    """SHA-256 of files, remembered with size and time of change so that only new ones are read."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, list] = json.loads(path.read_text()) if path.is_file() else {}
-        self._changed = False
-
-    def file(self, path: Path) -> str:
-        status = path.stat()
-        stamp = [status.st_size, status.st_mtime_ns]
-        known = self._known.get(str(path))
-        if known is None or known[:2] != stamp:
-            with path.open("rb") as file:
-                known = [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
-            self._known[str(path)] = known
-            self._changed = True
-        return known[2]
-
-    def tree(self, root: Path, files: Iterable[Path]) -> str:
-        """One hash over the names below `root` and the contents of `files`."""
-        lines = [f"{path.relative_to(root)} {self.file(path)}\n" for path in sorted(files)]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-    def save(self) -> None:
-        if self._changed:
-            write_json(self._path, self._known)
-            self._changed = False
-
-
-def visible_files(folder: Path) -> list[Path]:
-    """Every file below `folder` that is not written aside or hidden."""
-    return [path for path in folder.rglob("*") if path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)]

@@ -4,10 +4,8 @@ Every field states its unit and what it is for; `--help` of every stage prints t
 marked as tuning changes speed or memory only: changing it makes no result stale.
 """
 
-import argparse
 import difflib
 import importlib.util
-import sys
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import reduce
@@ -21,7 +19,6 @@ from yaml import YAMLError
 from adg.errors import InputError
 
 BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")
-CODE_BENCHMARKS = ("mbpp", "humaneval")  # run programs that the model writes
 
 
 def _key(default: Any, about: str, *, tuning: bool = False) -> Any:
@@ -276,55 +273,6 @@ def _explain(error: OmegaConfBaseException) -> str:
     if "missing mandatory" in first_line.lower():
         return f"{key} is not given, and it has no default"
     return f"{key}: {first_line}" if key else first_line
-
-
-def parse_command(about: str, argv: list[str] | None = None) -> tuple[Config, bool]:
-    """A stage's arguments: CONFIG [section.key=value ...] [--overwrite] -> (config, overwrite)."""
-    parser = argparse.ArgumentParser(
-        description=about, epilog=_help_on_keys(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, as in configs/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value",
-                        help="replaces a value of the file")
-    parser.add_argument("--overwrite", action="store_true",
-                        help="delete this stage's earlier output of the same name and do it anew")
-    arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
-    return load_config(arguments.config, arguments.overrides), arguments.overwrite
-
-
-def _help_on_keys() -> str:
-    lines = ["configuration keys, with their defaults (* changes speed or memory, never a result):"]
-    for key, default, about, tuning in describe_keys():
-        shown = "required" if default == MISSING else OmegaConf.to_yaml([default]).strip()[2:]
-        if isinstance(default, list):
-            shown = f"[{', '.join(map(str, default))}]"
-        lines.append(f"  {key}{'*' if tuning else ''} ({shown})\n      {about}")
-    return "\n".join(lines)
-
-
-def check_consent(config: Config) -> None:
-    """InputError where a benchmark runs the model's programs and nobody has allowed that."""
-    names = [name for name in config.eval.benchmarks if name in CODE_BENCHMARKS]
-    if names and not config.eval.allow_code_execution:
-        raise InputError(f"eval.allow_code_execution is false, but {' and '.join(names)} run "
-                         f"programs that the model writes: set it to true, or take them out of "
-                         f"eval.benchmarks")
-
-
-def accumulation_steps(config: Config, ranks: int) -> int:
-    """Forward passes per optimiser step, so that train.batch_size holds whatever the rank count.
-
-    Raises InputError that names the nearest batch sizes where it does not divide.
-    """
-    size, per_device = config.train.batch_size, config.train.per_device_batch_size
-    step = per_device * ranks
-    if size % step:
-        nearest = [value for value in (size // step * step, (size // step + 1) * step) if value]
-        raise InputError(
-            f"train.batch_size is {size}, no multiple of {step} (train.per_device_batch_size x "
-            f"ranks, {per_device} x {ranks}); nearest: {' or '.join(map(str, nearest))}")
-    return size // step
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -17,14 +17,17 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def rank() -> int:
+    """This process among all of the stage, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
+    """This process among those of its node, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def world_size() -> int:
+    """Processes of the stage over all nodes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -16,7 +16,9 @@ import time
 from pathlib import Path
 
 from adg import distributed, models, summary
-from adg.config import Config, accumulation_steps, check_consent, parse_command
+from adg.checks import accumulation_steps, check_consent
+from adg.command import parse_command
+from adg.config import Config
 from adg.distributed import die_with_parent, run_script
 from adg.errors import InputError
 from adg.provenance import StageRun

@@ -15,15 +15,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, models
+from adg import artifacts, distributed
 from adg.config import Config, to_yaml
 from adg.errors import InputError
+from adg.identity import Identities
 from adg.stages import (
     OUTSIDE,
     STAGES,
     fill_in,
     inputs_of,
-    model_of,
     outputs_of,
     parameters_of,
     producer_of,
@@ -46,46 +46,21 @@ class StageRun:
         self.notes: list[str] = []  # what a person should know, and no error
         self.started = time.monotonic()
         self.record_path = self.folder / "provenance" / f"{self.label.replace(' ', '-')}.json"
-        self.hashes = artifacts.HashCache(self.folder / "provenance" / "sha256.json")
+        self.identities = Identities(self.folder, config)
 
-    # Files and their identity
-
-    def artefact(self, name: str) -> dict[str, Any] | None:
-        """{"sha256", "files"} of a file, folder or pattern in the run folder; None where absent."""
-        if name.endswith("/"):
-            files = artifacts.visible_files(self.folder / name)
-        else:
-            files = [path for path in self.folder.glob(name) if path.is_file()]
-        if not files:
-            return None
-        return {"sha256": self.hashes.tree(self.folder, files), "files": len(files)}
+    # What there is
 
     def inputs(self) -> dict[str, dict]:
         """The identity of each input; InputError where a required one is not there."""
         required, optional = inputs_of(self.name, self.config)
         found = {}
         for name in required + optional:
-            found[name] = self._outside(name) if name in OUTSIDE else self.artefact(name)
+            found[name] = (self.identities.outside(name) if name in OUTSIDE
+                           else self.identities.artefact(name))
             if found[name] is None and name in required:
                 raise InputError(f"{self.name} needs {self.folder}/{name}, which is not there: "
                                  f"run {producer_of(name)} first")
         return {name: value for name, value in found.items() if value is not None}
-
-    def _outside(self, name: str) -> dict | None:
-        if name in ("model", "train.model"):
-            return models.identity(model_of(name, self.config))
-        if name == "pool.path":
-            path = Path(self.config.pool.path)
-            if not path.is_file():
-                raise InputError(f"pool.path: {path} is not there")
-            return {"name": path.name, "sha256": self.hashes.file(path)}
-        if self.config.eval.data_dir is None:
-            return None
-        folder = Path(self.config.eval.data_dir)
-        if not folder.is_dir():
-            raise InputError(f"eval.data_dir: {folder}/ is not there")
-        files = artifacts.visible_files(folder)
-        return {"name": folder.name, "sha256": self.hashes.tree(folder, files)}
 
     def record(self) -> dict | None:
         """What provenance/ says of this stage: None where nothing was recorded."""
@@ -98,7 +73,8 @@ class StageRun:
     def is_done(self) -> bool:
         """Whether the outputs are there and fit; InputError where they must not be touched."""
         record = self.record()
-        present = {name: found for name in self.outputs if (found := self.artefact(name))}
+        present = {name: found for name in self.outputs
+                   if (found := self.identities.artefact(name))}
         if record is None:
             return self._made_elsewhere(present)
         changes = self._changes(record)
@@ -177,7 +153,8 @@ class StageRun:
             raise InputError(f"{self.folder}/{name} is unfinished: run {self.name} again")
         changes = _differences(record["parameters"], self.parameters) + [
             _describe(source, known, now) for source, known in record["inputs"].items()
-            if source not in OUTSIDE and (now := self.artefact(source)) and _sha(now) != _sha(known)
+            if source not in OUTSIDE
+            and (now := self.identities.artefact(source)) and _sha(now) != _sha(known)
         ]
         if changes:
             raise InputError(f"{self.folder}/{name} does not fit the configuration: "
@@ -193,7 +170,7 @@ class StageRun:
         if producer == "finetune" and self.config.eval.name != self.config.train.name:
             return None
         upstream = StageRun(producer, self.config)
-        upstream.hashes = self.hashes
+        upstream.identities = self.identities
         return upstream
 
     # Start and finish
@@ -215,7 +192,7 @@ class StageRun:
             "inputs": self.inputs(), "outputs": {},
         })
         artifacts.write_text(self.folder / "config.yaml", to_yaml(self.config))
-        self.hashes.save()
+        self.identities.save()
 
     def await_start(self) -> bool:
         """On ranks above 0: wait until rank 0 has recorded the start. False where all is done."""
@@ -238,7 +215,7 @@ class StageRun:
             if record["state"] == "finished":
                 return
             record |= {"state": "finished",
-                       "outputs": {name: self.artefact(name) for name in self.outputs}}
+                       "outputs": {name: self.identities.artefact(name) for name in self.outputs}}
             log.write(json.dumps({
                 "time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": self.name,
                 "label": self.label, "records": records, "seconds": round(seconds, 2),
@@ -248,7 +225,7 @@ class StageRun:
             }, ensure_ascii=False) + "\n")
             log.flush()
             artifacts.write_json(self.record_path, record)
-            self.hashes.save()
+            self.identities.save()
         print(f"[{self.label}] {records} records in {seconds:.1f} s "
               f"({records / seconds:.2f} records/s)", flush=True)
 

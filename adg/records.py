@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from adg import artifacts
-from adg.config import Config
 from adg.errors import InputError
 
 
@@ -119,12 +118,3 @@ def _checked_texts(row: dict, where: str, record: dict, num_answers: int | None)
         raise InputError(f"{where}: {len(texts)} answers, but generation.num_answers is "
                          f"{num_answers}")
     return texts
-
-
-def check_sizes(config: Config, num_records: int) -> None:
-    """InputError where the pool is too small for the bins or the budget."""
-    for key, value in (("clustering.num_bins", config.clustering.num_bins),
-                       ("selection.budget", config.selection.budget)):
-        if value > num_records:
-            raise InputError(f"{key} is {value}, but the pool has {num_records} records: "
-                             f"give {num_records} at most")

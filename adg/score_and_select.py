@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from adg import artifacts, geometry, provenance, selection
-from adg.config import SelectionConfig, parse_command
+from adg.checks import check_sizes
+from adg.command import parse_command
+from adg.config import SelectionConfig
 from adg.distributed import run_script, say
 from adg.errors import InputError
-from adg.records import Answers, Pool, check_sizes
+from adg.records import Answers, Pool
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 

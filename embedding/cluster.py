@@ -10,10 +10,12 @@ Writes  bins.npy                          int32 [N]
 import numpy as np
 
 from adg import artifacts, provenance
-from adg.config import Config, parse_command
+from adg.checks import check_sizes
+from adg.command import parse_command
+from adg.config import Config
 from adg.distributed import run_script, say
 from adg.errors import InputError
-from adg.records import Pool, check_sizes
+from adg.records import Pool
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from adg import artifacts, distributed, models, provenance
-from adg.config import Config, parse_command
+from adg.command import parse_command
+from adg.config import Config
 from adg.geometry import centred_grams
 from adg.prompts import check_template
 from adg.records import Answers, Pool

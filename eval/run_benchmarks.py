@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from adg import artifacts, distributed, models, provenance
-from adg.config import Config, check_consent, parse_command
+from adg.checks import check_consent
+from adg.command import parse_command
+from adg.config import Config
 from adg.distributed import say
 from eval import harness
 from eval.benchmarks import BENCHMARKS, group_scores

@@ -12,10 +12,12 @@ from itertools import islice
 from pathlib import Path
 
 from adg import artifacts, provenance
-from adg.config import Config, parse_command
+from adg.checks import check_sizes
+from adg.command import parse_command
+from adg.config import Config
 from adg.distributed import run_script, say
 from adg.errors import InputError
-from adg.records import check_sizes, normalise, problem_of, read_source
+from adg.records import normalise, problem_of, read_source
 
 
 def main() -> None:

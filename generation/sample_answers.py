@@ -16,7 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from adg import artifacts, distributed, models, provenance
-from adg.config import Config, parse_command
+from adg.command import parse_command
+from adg.config import Config
 from adg.errors import InputError
 from adg.prompts import check_template, prompt_ids
 from adg.records import Pool

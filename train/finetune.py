@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from adg import artifacts, distributed, models, provenance
-from adg.config import Config, accumulation_steps, parse_command
+from adg.checks import accumulation_steps
+from adg.command import parse_command
+from adg.config import Config
 from adg.distributed import say
 from adg.errors import InputError
 from adg.prompts import check_template

@@ -8,6 +8,7 @@ import pytest
 
 from adg import artifacts
 from adg.errors import InputError
+from adg.identity import HashCache
 
 
 def test_a_writer_killed_at_any_step_leaves_the_old_file(tmp_path: Path):
@@ -67,9 +68,9 @@ def test_arrays_are_checked(tmp_path: Path):
 def test_the_hash_of_a_changed_file_is_made_anew(tmp_path: Path):
     path = tmp_path / "x"
     path.write_text("one")
-    cache = artifacts.HashCache(tmp_path / "cache.json")
+    cache = HashCache(tmp_path / "cache.json")
     before = cache.file(path)
     cache.save()
     path.write_text("two")
     os.utime(path, ns=(1, 1))
-    assert artifacts.HashCache(tmp_path / "cache.json").file(path) != before
+    assert HashCache(tmp_path / "cache.json").file(path) != before

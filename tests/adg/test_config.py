@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from adg.config import describe_keys, flatten, load_config, parse_command
+from adg.command import parse_command
+from adg.config import describe_keys, flatten, load_config
 from adg.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

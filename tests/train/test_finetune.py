@@ -10,7 +10,8 @@ from conftest import RECORDS, command
 from safetensors.torch import load_file
 
 from adg import artifacts
-from adg.config import accumulation_steps, load_config
+from adg.checks import accumulation_steps
+from adg.config import load_config
 from adg.errors import InputError
 from train.finetune import last_whole_checkpoint
 

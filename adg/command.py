@@ -1,0 +1,34 @@
+"""The command line that all stages share, and their --help."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from omegaconf import MISSING, OmegaConf
+
+from adg.config import Config, describe_keys, load_config
+
+
+def parse_command(about: str, argv: list[str] | None = None) -> tuple[Config, bool]:
+    """A stage's arguments: CONFIG [section.key=value ...] [--overwrite] -> (config, overwrite)."""
+    parser = argparse.ArgumentParser(
+        description=about, epilog=_help_on_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, as in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value",
+                        help="replaces a value of the file")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="delete this stage's earlier output of the same name and do it anew")
+    arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
+    return load_config(arguments.config, arguments.overrides), arguments.overwrite
+
+
+def _help_on_keys() -> str:
+    lines = ["configuration keys, with their defaults (* changes speed or memory, never a result):"]
+    for key, default, about, tuning in describe_keys():
+        shown = "required" if default == MISSING else OmegaConf.to_yaml([default]).strip()[2:]
+        if isinstance(default, list):
+            shown = f"[{', '.join(map(str, default))}]"
+        lines.append(f"  {key}{'*' if tuning else ''} ({shown})\n      {about}")
+    return "\n".join(lines)

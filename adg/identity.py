@@ -1,0 +1,92 @@
+"""What a file, folder or model is: a SHA-256, by which stages know their inputs."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from adg import artifacts, models
+from adg.config import Config
+from adg.errors import InputError
+from adg.stages import model_of
+
+
+class HashCache:
+    """SHA-256 of files, remembered with size and time of change so that only new ones are read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, list] = json.loads(path.read_text()) if path.is_file() else {}
+        self._changed = False
+
+    def file(self, path: Path) -> str:
+        """The SHA-256 of a file, in hex."""
+        status = path.stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+        known = self._known.get(str(path))
+        if known is None or known[:2] != stamp:
+            with path.open("rb") as file:
+                known = [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
+            self._known[str(path)] = known
+            self._changed = True
+        return known[2]
+
+    def tree(self, root: Path, files: Iterable[Path]) -> str:
+        """One hash over the names below `root` and the contents of `files`."""
+        lines = [f"{path.relative_to(root)} {self.file(path)}\n" for path in sorted(files)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def save(self) -> None:
+        """Write the hashes, where one is new."""
+        if self._changed:
+            artifacts.write_json(self._path, self._known)
+            self._changed = False
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Every file below `folder` that is not written aside or hidden."""
+    return [path for path in folder.rglob("*") if path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+class Identities:
+    """The identity of everything that a stage of one run folder reads or writes."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self._config = folder, config
+        self._hashes = HashCache(folder / "provenance" / "sha256.json")
+
+    def artefact(self, name: str) -> dict[str, Any] | None:
+        """{"sha256", "files"} of a file, folder or pattern in the run folder; None where absent."""
+        if name.endswith("/"):
+            files = visible_files(self.folder / name)
+        else:
+            files = [path for path in self.folder.glob(name) if path.is_file()]
+        if not files:
+            return None
+        return {"sha256": self._hashes.tree(self.folder, files), "files": len(files)}
+
+    def outside(self, name: str) -> dict | None:
+        """{"name", "sha256"} of an input outside the run folder; None where it is not asked for.
+
+        Raises InputError where it is not there.
+        """
+        if name in ("model", "train.model"):
+            return models.identity(model_of(name, self._config))
+        if name == "pool.path":
+            path = Path(self._config.pool.path)
+            if not path.is_file():
+                raise InputError(f"pool.path: {path} is not there")
+            return {"name": path.name, "sha256": self._hashes.file(path)}
+        if self._config.eval.data_dir is None:
+            return None
+        folder = Path(self._config.eval.data_dir)
+        if not folder.is_dir():
+            raise InputError(f"eval.data_dir: {folder}/ is not there")
+        files = visible_files(folder)
+        return {"name": folder.name, "sha256": self._hashes.tree(folder, files)}
+
+    def save(self) -> None:
+        """Keep the hashes for later runs."""
+        self._hashes.save()
