@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 from adg.errors import InputError
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_GRACE = 5  # seconds
+_BAR = ("{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+        "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]")
 
 
 def rank() -> int:
@@ -66,6 +70,14 @@ def claim_gpu() -> bool:
     return count > 0
 
 
+def progress(stage: str, total: int, done: int = 0) -> Any:
+    """A progress bar over rank 0's records, with records/s and the time left."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=done, unit=" records", desc=f"[{stage}]", bar_format=_BAR,
+                disable=rank() > 0)
+
+
 def device() -> str:
     """This rank's torch device: its own GPU where there is one, else the processor."""
     import torch
@@ -112,12 +124,14 @@ def die_with_parent() -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a stage's main: input errors become one line on stderr and exit status 1."""
+    """Run a stage's main: an input error becomes one line on stderr and exit status 2."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     try:
         main()
     except InputError as error:
         where = f" (rank {rank()})" if rank() else ""
+        if rank():
+            time.sleep(_GRACE)  # what every rank finds, rank 0 says, and torchrun ends the others
         print(f"error{where}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        sys.exit(2)

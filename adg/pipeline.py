@@ -42,7 +42,7 @@ def main() -> None:
         ran.append(name)
     if not ran:
         print(f"nothing to do: {len(stages)} stages are done. To see the results again: "
-              f"python -m adg.summary {config.output_dir}")
+              f".venv/bin/python -m adg.summary {config.output_dir}")
         return
     print("\n".join(summary.summarise(Path(config.output_dir), config)))
     print(f"\n{', '.join(ran)} done in {time.monotonic() - began:.0f} s")
@@ -120,8 +120,9 @@ def run_stage(name: str, arguments: list[str], config: Config, ranks: int,
     finished = subprocess.run(command, env=environment, preexec_fn=die_with_parent, check=False)
     if finished.returncode:
         status = finished.returncode if finished.returncode > 0 else 128 - finished.returncode
-        print(f"[{name}] ended with status {status}; the same command goes on from here",
-              file=sys.stderr)
+        if status != 2:  # an input error has said what to do
+            print(f"[{name}] ended with status {status}; the same command goes on from here",
+                  file=sys.stderr)
         sys.exit(status)
 
 

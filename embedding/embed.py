@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from adg import artifacts, distributed, models, provenance
 from adg.command import parse_command
@@ -42,8 +41,7 @@ def main() -> None:
         answers.texts(chunks[i], num_answers=config.generation.num_answers)
     if mine:
         model, tokenizer = load_backbone(config)
-        with tqdm(total=sum(len(chunks[i]) for i in mine), unit="record", desc="embed (rank 0)",
-                  disable=distributed.rank() > 0) as progress:
+        with distributed.progress("embed", sum(len(chunks[i]) for i in mine)) as progress:
             for i in mine:
                 records = pool.rows(chunks[i])
                 texts = answers.texts(chunks[i], num_answers=config.generation.num_answers)

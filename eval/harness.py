@@ -70,9 +70,10 @@ def local_files(config: dict, data_dir: Path | None) -> dict | None:
     splits = {config.get(f"{kind}_split") for kind in ("training", "validation", "test", "fewshot")}
     files = {split: str(folder / f"{split}.jsonl") for split in sorted(splits - {None})
              if (folder / f"{split}.jsonl").is_file()}
-    asked = config.get("test_split") or config.get("validation_split")
+    needed = {config.get("test_split") or config.get("validation_split"),
+              config.get("fewshot_split")} - {None}
     return {"dataset_path": "json", "dataset_name": None,
-            "dataset_kwargs": {"data_files": files}} if asked in files else None
+            "dataset_kwargs": {"data_files": files}} if needed <= files.keys() else None
 
 
 def leaf_tasks(manager: Any, name: str) -> list[str]:

@@ -41,8 +41,7 @@ def main() -> None:
         folder = models.local_folder(config.model.name_or_path, config.output_dir)
         tokenizer = load_checked_tokenizer(folder, config)
         sampler = SAMPLERS[config.generation.sampler](folder, config)
-        with tqdm(total=sum(len(chunks[i]) for i in mine), unit="record", desc="sample (rank 0)",
-                  disable=distributed.rank() > 0) as progress:
+        with distributed.progress("sample", sum(len(chunks[i]) for i in mine)) as progress:
             for i in mine:
                 records = pool.rows(chunks[i])
                 artifacts.write_jsonl(paths[i], answer(records, tokenizer, sampler, config))

@@ -101,7 +101,7 @@ def test_killed_and_gone_on_with_another_rank_count(config_file, tmp_path: Path,
 ])
 def test_what_is_wrong_is_one_line(config_file, arguments: list[str], message: str):
     result = pipeline(config_file(), *arguments)
-    assert result.returncode != 0
+    assert result.returncode == 2
     errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
     assert len(errors) == 1 and message in errors[0]
     assert "Traceback" not in result.stderr + result.stdout

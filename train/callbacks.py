@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 from adg import artifacts, distributed
@@ -16,13 +15,12 @@ class Progress(TrainerCallback):
 
     def __init__(self, metrics: Path, batch_size: int, total: int) -> None:
         self._metrics, self._batch_size, self._total = metrics, batch_size, total
-        self._bar: tqdm | None = None
+        self._bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the bar where a resumed run left off, and drop metrics of steps that are redone."""
-        self._bar = tqdm(total=self._total,
-                         initial=min(state.global_step * self._batch_size, self._total),
-                         unit="record", desc="finetune", disable=distributed.rank() > 0)
+        done = min(state.global_step * self._batch_size, self._total)
+        self._bar = distributed.progress("finetune", self._total, done)
         if distributed.rank() == 0:
             known = list(artifacts.JsonlRows(self._metrics)) if self._metrics.exists() else []
             artifacts.write_jsonl(self._metrics, [row for row in known

@@ -75,5 +75,5 @@ def test_data_that_is_not_there_is_named(config_file, tmp_path: Path):
     (tmp_path / "data").mkdir()
     result = command("eval.run_benchmarks", config_file(), "eval.name=base",
                      f"eval.data_dir={tmp_path}/data")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "holds no data for bbh" in result.stderr and "Traceback" not in result.stderr

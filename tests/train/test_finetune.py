@@ -52,7 +52,7 @@ def test_train_stop_and_go_on(config_file, with_subset, tiny_model):
     record = with_subset / "provenance/finetune-adg-top.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "state": "started"}))
     alone = command("train.finetune", path, ranks=1)
-    assert alone.returncode == 1 and "was written by 2 rank(s)" in alone.stderr
+    assert alone.returncode == 2 and "was written by 2 rank(s)" in alone.stderr
     assert "Traceback" not in alone.stderr
     again = command("train.finetune", path, ranks=2)
     assert again.returncode == 0, again.stderr
