@@ -24,6 +24,7 @@ from adg.config import Config
 from adg.distributed import say
 from adg.errors import InputError
 from adg.prompts import check_template
+from adg.records import normalise, problem_of, read_source
 from adg.stages import model_of
 from train.data import collate, encode
 
@@ -47,7 +48,7 @@ def main() -> None:
     folder = models.local_folder(model_of("train.model", config), config.output_dir)
     tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
     check_template(config.generation.prompt, tokenizer)
-    records = json.loads(subset_path(config).read_text(encoding="utf-8"))
+    records = read_subset(subset_path(config))
     examples, counts = encode_all(records, tokenizer, config)
     trainer = build_trainer(folder, tokenizer, examples, work, accumulation, config)
     say(f"[finetune] {len(examples)} records, {config.train.epochs} epochs"
@@ -64,6 +65,17 @@ def subset_path(config: Config) -> Path:
     """The file of the records to train on."""
     subset = f"{config.train.subset}.json"
     return Path(config.output_dir) / "subsets" / config.selection.name / subset
+
+
+def read_subset(path: Path) -> list[dict]:
+    """The records of a subset; InputError where it is no array of Alpaca records."""
+    records = []
+    for record, where in read_source(path):
+        problem = problem_of(record)
+        if problem is not None:
+            raise InputError(f"{path}: element {where['element']}: {problem}")
+        records.append(normalise(record, len(records)))
+    return records
 
 
 def check_deepspeed_file(path: Path) -> None:
