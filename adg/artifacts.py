@@ -80,6 +80,14 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line without an end, which a writer that was killed left in a log."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
 # Chunks
 
 
@@ -95,11 +103,19 @@ def chunk_name(index: int, suffix: str) -> str:
 
 
 def chunk_files(folder: Path, suffix: str) -> list[Path]:
-    """The files of a chunked artefact, in row order; InputError where there is none."""
-    files = sorted(path for path in folder.glob(f"*.{suffix}") if not path.name.startswith("."))
+    """The files of a chunked artefact in row order: by number, then other names by their letters.
+
+    Raises InputError where there is none.
+    """
+    files = [path for path in folder.glob(f"*.{suffix}") if not path.name.startswith(".")]
     if not files:
         raise InputError(f"{folder}/ holds no .{suffix} file")
-    return files
+    return sorted(files, key=_by_number)
+
+
+def _by_number(path: Path) -> tuple[int, int, str]:
+    number = path.stem if path.stem.isdecimal() else ""
+    return (0, int(number), "") if number else (1, 0, path.name)
 
 
 class JsonlRows:
@@ -158,7 +174,7 @@ def parse_record(line: bytes, where: str) -> dict:
     """One JSON object; InputError that names `where` otherwise."""
     try:
         record = json.loads(line)
-    except ValueError as error:  # broken JSON or broken UTF-8
+    except (ValueError, RecursionError) as error:  # broken JSON or UTF-8, or thousands of brackets
         raise InputError(f"{where}: not valid JSON ({error}); mend or remove the line") from None
     if not isinstance(record, dict):
         raise InputError(f"{where}: a {type(record).__name__}, not a JSON object; "
@@ -188,8 +204,12 @@ def read_arrays(folder: Path, num_rows: int, *, row_dims: int) -> np.ndarray:
 def read_array(path: Path) -> np.ndarray:
     """A memory-mapped .npy file; InputError where it is missing, truncated or no array."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a whole .npy file ({error})") from None
+        raise InputError(f"{path}: not a whole .npy file ({error}); remove it and run its stage "
+                         f"again") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: an archive of arrays, not one .npy array")
+    return array

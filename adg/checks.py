@@ -1,5 +1,8 @@
 """What a stage refuses of a configuration, checked too by the pipeline before the first stage."""
 
+import json
+from pathlib import Path
+
 from adg.config import Config
 from adg.errors import InputError
 
@@ -30,10 +33,28 @@ def accumulation_steps(config: Config, ranks: int) -> int:
     return size // step
 
 
-def check_sizes(config: Config, num_records: int) -> None:
-    """InputError where the pool is too small for the bins or the budget."""
-    for key, value in (("clustering.num_bins", config.clustering.num_bins),
-                       ("selection.budget", config.selection.budget)):
-        if value > num_records:
-            raise InputError(f"{key} is {value}, but the pool has {num_records} records: "
-                             f"give {num_records} at most")
+def check_bins(config: Config, num_records: int) -> None:
+    """InputError where there are fewer records than bins."""
+    _at_most("clustering.num_bins", config.clustering.num_bins, num_records)
+
+
+def check_budget(config: Config, num_records: int) -> None:
+    """InputError where there are fewer records than the budget asks for."""
+    _at_most("selection.budget", config.selection.budget, num_records)
+
+
+def _at_most(key: str, value: int, num_records: int) -> None:
+    if value > num_records:
+        raise InputError(f"{key} is {value}, but the pool has {num_records} records: "
+                         f"give {num_records} at most")
+
+
+def check_deepspeed_file(config: Config) -> None:
+    """InputError where train.deepspeed is no JSON file."""
+    path = Path(config.train.deepspeed)
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"train.deepspeed: {path} is not there") from None
+    except ValueError as error:
+        raise InputError(f"train.deepspeed: {path} is not valid JSON ({error})") from None

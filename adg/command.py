@@ -12,7 +12,7 @@ from adg.config import Config, describe_keys, load_config
 def parse_command(about: str, argv: list[str] | None = None) -> tuple[Config, bool]:
     """A stage's arguments: CONFIG [section.key=value ...] [--overwrite] -> (config, overwrite)."""
     parser = argparse.ArgumentParser(
-        description=about, epilog=_help_on_keys(),
+        description=about, allow_abbrev=False, epilog=_help_on_keys(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, as in configs/")

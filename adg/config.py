@@ -6,19 +6,24 @@ marked as tuning changes speed or memory only: changing it makes no result stale
 
 import difflib
 import importlib.util
+import math
+import re
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from adg.errors import InputError
 
 BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a folder, and of a file in provenance/
 
 
 def _key(default: Any, about: str, *, tuning: bool = False) -> Any:
@@ -199,14 +204,17 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(self.chunk_size >= 1, "chunk_size", self.chunk_size, "1 or more")
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to below 2**32")
+        _require(bool(self.output_dir.strip()), "output_dir", self.output_dir, "a folder's name")
+        for key, value in flatten(self).items():
+            _require(not isinstance(value, float) or math.isfinite(value), key, value, "finite")
         self.selection.name = self.selection.name or self.selection.method
         self.train.name = self.train.name or f"{self.selection.name}-{self.train.subset}"
         self.eval.name = self.eval.name or self.train.name
         for section in ("selection", "train", "eval"):
             name = getattr(self, section).name
-            plain = name not in (".", "..") and not set(name) & set("/\\\0")
-            _require(plain, f"{section}.name", name, "a folder's name, without a slash")
+            _require(_NAME.fullmatch(name) is not None, f"{section}.name", name,
+                     "up to 100 letters, digits, dots, - and _, the first a letter or digit")
         _require(self.train.name != "base", "train.name", "base",
                  "another name: base is the backbone")
 
@@ -250,11 +258,16 @@ def load_config(path: Path, overrides: list[str]) -> Config:
             raise InputError(f"{text!r} is no override: write section.key=value")
     config, source = OmegaConf.structured(Config), str(path)
     try:
-        config = OmegaConf.merge(config, OmegaConf.load(path))
+        given = OmegaConf.load(path)
+        if not isinstance(given, DictConfig):
+            raise InputError(f"{path}: not a YAML mapping of configuration keys")
+        config = OmegaConf.merge(config, given)
         source = "the command line"
         config = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides))
         source = str(path)
         return OmegaConf.to_object(config)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML mapping in UTF-8 ({error})") from None
     except YAMLError as error:
         raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     except OmegaConfBaseException as error:

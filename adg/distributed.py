@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -35,7 +35,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def my_share(chunks: list[int]) -> list[int]:
+def my_share(chunks: Iterable[int]) -> list[int]:
     """The chunks that are this rank's to do: chunk i belongs to rank i mod world size."""
     return [index for index in chunks if index % world_size() == rank()]
 
@@ -129,7 +129,9 @@ def run_script(main: Callable[[], None]) -> None:
         die_with_parent()
     try:
         main()
-    except InputError as error:
+    except (InputError, OSError) as error:
+        if not isinstance(error, InputError) and error.filename is None:
+            raise
         where = f" (rank {rank()})" if rank() else ""
         if rank():
             time.sleep(_GRACE)  # what every rank finds, rank 0 says, and torchrun ends the others

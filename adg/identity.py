@@ -17,20 +17,20 @@ class HashCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, list] = json.loads(path.read_text()) if path.is_file() else {}
+        self._known: dict[str, list] = _read_cache(path)
         self._changed = False
 
     def file(self, path: Path) -> str:
         """The SHA-256 of a file, in hex."""
         status = path.stat()
-        stamp = [status.st_size, status.st_mtime_ns]
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         known = self._known.get(str(path))
-        if known is None or known[:2] != stamp:
+        if known is None or known[:3] != stamp:
             with path.open("rb") as file:
                 known = [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
             self._known[str(path)] = known
             self._changed = True
-        return known[2]
+        return known[3]
 
     def tree(self, root: Path, files: Iterable[Path]) -> str:
         """One hash over the names below `root` and the contents of `files`."""
@@ -42,6 +42,13 @@ class HashCache:
         if self._changed:
             artifacts.write_json(self._path, self._known)
             self._changed = False
+
+
+def _read_cache(path: Path) -> dict[str, list]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) | {}
+    except (FileNotFoundError, ValueError, TypeError):  # without a cache every file is read anew
+        return {}
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -74,10 +81,12 @@ class Identities:
         """
         if name in ("model", "train.model"):
             return models.identity(model_of(name, self._config))
-        if name == "pool.path":
-            path = Path(self._config.pool.path)
+        if name in ("pool.path", "train.deepspeed"):
+            given = {"pool.path": self._config.pool.path,
+                     "train.deepspeed": self._config.train.deepspeed}
+            path = Path(given[name])
             if not path.is_file():
-                raise InputError(f"pool.path: {path} is not there")
+                raise InputError(f"{name}: {path} is not there")
             return {"name": path.name, "sha256": self._hashes.file(path)}
         if self._config.eval.data_dir is None:
             return None

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -24,14 +25,26 @@ def source_of(name_or_path: str) -> Path:
             raise InputError(f"model.name_or_path: {path} is not there")
         return path
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"model.name_or_path: {path}/ holds no config.json: "
-                             f"not a model folder")
+        _check_folder(path)
         return path
     if path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
         raise InputError(f"model.name_or_path: {name_or_path} is neither a folder that is there, "
                          f"nor a GGUF file, nor a hub name (owner/name)")
     return _from_hub(name_or_path)
+
+
+def _check_folder(path: Path) -> None:
+    try:
+        known = "model_type" in json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"model.name_or_path: {path}/ holds no config.json: "
+                         f"not a model folder") from None
+    except (ValueError, TypeError):
+        known = False
+    if not known:
+        raise InputError(f"model.name_or_path: {path}/config.json describes no model")
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise InputError(f"model.name_or_path: {path}/ holds no weights")
 
 
 def _from_hub(name: str) -> Path:
@@ -58,7 +71,7 @@ def identity(name_or_path: str) -> dict[str, str]:
     for path in files:
         if path.suffix in (".json", ".jinja", ".model", ".txt", ".py"):
             digest.update(f"{path.name}\n".encode() + path.read_bytes())
-        elif path.suffix in (".safetensors", ".gguf"):
+        elif path.suffix in (".safetensors", ".gguf", ".bin"):
             digest.update(f"{path.name}\n".encode())
             _update_with_samples(digest, path)
     return {"name": source.name if source.is_file() else name_or_path, "sha256": digest.hexdigest()}
@@ -107,8 +120,20 @@ def _dequantise(source: Path, folder: Path) -> None:
     aside.rename(folder)
 
 
+def num_layers(folder: Path, *, trust_remote_code: bool) -> int:
+    """Transformer layers of the model in a folder."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return config.get_text_config().num_hidden_layers
+
+
 def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     """The model's tokenizer."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.name_or_path: {folder}/ holds no tokenizer that loads: "
+                         f"{str(error).splitlines()[0]}") from None

@@ -16,12 +16,19 @@ import time
 from pathlib import Path
 
 from adg import distributed, models, summary
-from adg.checks import accumulation_steps, check_consent
+from adg.checks import (
+    accumulation_steps,
+    check_bins,
+    check_budget,
+    check_consent,
+    check_deepspeed_file,
+)
 from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import die_with_parent, run_script
 from adg.errors import InputError
 from adg.provenance import StageRun
+from adg.records import Pool
 from adg.stages import STAGES, model_of
 
 _RANKS_WITHOUT_GPU = 2
@@ -36,6 +43,8 @@ def main() -> None:
     for name in stages:
         if not overwrite and already_done(name, config):
             continue
+        if name in ("sample", "embed"):
+            check_pool_size(stages, config)
         print(f"\n[{name}] starts" + (f" on {ranks} ranks" if STAGES[name].parallel else ""),
               flush=True)
         run_stage(name, arguments, config, ranks, environment)
@@ -55,7 +64,7 @@ def split_stages(arguments: list[str]) -> tuple[list[str], list[str]]:
     for word in asked:
         if word not in STAGES:
             near = difflib.get_close_matches(word, STAGES, n=1)
-            raise InputError(f"{word} is no stage" + (f"; did you mean {near[0]}?" if near else "")
+            raise InputError(f"{word} is no stage" + (f"; did you mean {near[0]}?" if near else ".")
                              + f" The stages: {', '.join(STAGES)}")
     rest = [word for word in arguments if word not in asked]
     return [name for name in STAGES if not asked or name in asked], rest
@@ -70,11 +79,21 @@ def check_ahead(stages: list[str], config: Config, ranks: int) -> None:
         models.source_of(config.model.name_or_path)
     if "finetune" in stages:
         accumulation_steps(config, ranks)
+        check_deepspeed_file(config)
         models.source_of(model_of("train.model", config))
     if "evaluate" in stages:
         check_consent(config)
         if config.eval.data_dir is not None and not Path(config.eval.data_dir).is_dir():
             raise InputError(f"eval.data_dir: {config.eval.data_dir}/ is not there")
+
+
+def check_pool_size(stages: list[str], config: Config) -> None:
+    """InputError where a later stage would find the pool too small."""
+    num_records = len(Pool(Path(config.output_dir)))
+    if "cluster" in stages:
+        check_bins(config, num_records)
+    if "select" in stages:
+        check_budget(config, num_records)
 
 
 def already_done(name: str, config: Config) -> bool:

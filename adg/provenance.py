@@ -37,8 +37,9 @@ _PATIENCE = 600  # seconds that a rank waits for rank 0 to record the start
 class StageRun:
     """One stage of one run folder: is it done, may it start, and its record once finished."""
 
-    def __init__(self, name: str, config: Config) -> None:
+    def __init__(self, name: str, config: Config, *, overwrite: bool = False) -> None:
         self.name, self.config, self.stage = name, config, STAGES[name]
+        self.overwrite = overwrite  # remove what an earlier run of this stage wrote
         self.folder = Path(config.output_dir)
         self.label = f"{name} {fill_in(self.stage.instance, config)}".strip()
         self.outputs = outputs_of(name, config)
@@ -66,7 +67,16 @@ class StageRun:
         """What provenance/ says of this stage: None where nothing was recorded."""
         if not self.record_path.is_file():
             return None
-        return json.loads(self.record_path.read_text(encoding="utf-8"))
+        try:
+            return json.loads(self.record_path.read_text(encoding="utf-8")) | {}
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.record_path}: not a provenance record ({error}): remove it, "
+                             f"and what {self.name} wrote counts as made elsewhere") from None
+
+    def was_started(self) -> bool:
+        """Whether an earlier run started this very work and was killed before its end."""
+        record = self.record()
+        return not self.overwrite and record is not None and record["state"] == "started"
 
     # Done, to do, or not to be touched
 
@@ -79,7 +89,10 @@ class StageRun:
             return self._made_elsewhere(present)
         changes = self._changes(record)
         if not changes:
-            return record["state"] == "finished" and self._whole(record, present)
+            if record["state"] != "finished" or not self._whole(record, present):
+                return False
+            self._check_sources(record)
+            return True
         unfinished = (self.stage.work
                       and (self.folder / fill_in(self.stage.work, self.config)).is_dir())
         if self.stage.dear and (present or unfinished):
@@ -113,13 +126,30 @@ class StageRun:
         return True
 
     def _changes(self, record: dict) -> list[str]:
-        """What differs between a record and the present configuration and inputs, in words."""
-        inputs = self.inputs()
-        return _differences(record["parameters"], self.parameters) + [
-            _describe(name, record["inputs"].get(name), inputs.get(name))
-            for name in {**record["inputs"], **inputs}
-            if _sha(record["inputs"].get(name)) != _sha(inputs.get(name))
-        ]
+        """What differs between a record and the present configuration and inputs, in words.
+
+        A source outside the run folder that is gone counts as unchanged once the stage is finished.
+        """
+        changes = _differences(record["parameters"], self.parameters)
+        required, optional = inputs_of(self.name, self.config)
+        for name in {**record["inputs"], **dict.fromkeys(required + optional)}:
+            known, now = record["inputs"].get(name), self._now(name, record)
+            if now is None and name in required:
+                raise InputError(f"{self.name} needs {self.folder}/{name}, which is not there: "
+                                 f"run {producer_of(name)} first")
+            if _sha(known) != _sha(now):
+                changes.append(_describe(name, known, now))
+        return changes
+
+    def _now(self, name: str, record: dict) -> dict | None:
+        if name not in OUTSIDE:
+            return self.identities.artefact(name)
+        try:
+            return self.identities.outside(name)
+        except InputError:
+            if record["state"] == "finished" and name in record["inputs"]:
+                return record["inputs"][name]
+            raise
 
     # Inputs that belong together
 
@@ -138,11 +168,6 @@ class StageRun:
             upstream.check_as_input(name)
             if _sha(record["outputs"].get(name)) != found["sha256"]:
                 self.notes.append(f"{name} is not what {upstream.name} wrote: taken as it is")
-            for shared in [key for key in record["inputs"] if key in inputs]:
-                if _sha(record["inputs"][shared]) != _sha(inputs[shared]):
-                    what = _describe(shared, record["inputs"][shared], inputs[shared])
-                    raise InputError(f"{self.label}: {name} was made from another {shared} "
-                                     f"({what}): run {upstream.name} again")
 
     def check_as_input(self, name: str) -> None:
         """InputError where this stage's output, or what it was made from, does not fit."""
@@ -153,12 +178,14 @@ class StageRun:
             raise InputError(f"{self.folder}/{name} is unfinished: run {self.name} again")
         changes = _differences(record["parameters"], self.parameters) + [
             _describe(source, known, now) for source, known in record["inputs"].items()
-            if source not in OUTSIDE
-            and (now := self.identities.artefact(source)) and _sha(now) != _sha(known)
+            if (now := self._now(source, record)) and _sha(now) != _sha(known)
         ]
         if changes:
             raise InputError(f"{self.folder}/{name} does not fit the configuration: "
                              f"{'; '.join(changes)}; run {self.name} again")
+        self._check_sources(record)
+
+    def _check_sources(self, record: dict) -> None:
         for source in record["inputs"]:
             if (upstream := self._producer(source)) is not None:
                 upstream.check_as_input(source)
@@ -175,17 +202,19 @@ class StageRun:
 
     # Start and finish
 
-    def delete_outputs(self) -> None:
-        """Remove what an earlier run of this stage wrote: only ever on --overwrite."""
-        names = [*self.outputs, fill_in(self.stage.work, self.config)]
-        for path in [self.record_path, *(self.folder / name for name in names if name)]:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
     def start(self) -> None:
-        """Record what is about to be made, before the first file of it is written."""
+        """Record what is about to be made, before the first file of it is written.
+
+        To be called when all has been checked: on --overwrite it removes what was there. The
+        other ranks wait until rank 0 has done so.
+        """
+        if self.overwrite:
+            with distributed.process_group():  # its end is a barrier: no rank sees the removal
+                if distributed.rank() == 0:
+                    self._delete_outputs()
+        if distributed.rank() > 0:
+            self._await_record()
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         artifacts.write_json(self.record_path, {
             "stage": self.label, "state": "started", "parameters": self.parameters,
@@ -194,23 +223,30 @@ class StageRun:
         artifacts.write_text(self.folder / "config.yaml", to_yaml(self.config))
         self.identities.save()
 
-    def await_start(self) -> bool:
-        """On ranks above 0: wait until rank 0 has recorded the start. False where all is done."""
+    def _delete_outputs(self) -> None:
+        names = [*self.outputs, fill_in(self.stage.work, self.config)]
+        for path in [self.record_path, *(self.folder / name for name in names if name)]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _await_record(self) -> None:
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             record = self.record()
-            if record and record["state"] == "started" and not self._changes(record):
-                return True
-            if self.is_done():
-                return False
+            if record and not self._changes(record):
+                return
             time.sleep(0.2)
         raise InputError(f"{self.label}: rank 0 has recorded no start within {_PATIENCE} s")
 
     def finish(self, *, records: int, **counts: Any) -> None:
         """Mark the stage done and append its line to log.jsonl; `records` is what this run did."""
         seconds = time.monotonic() - self.started
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        path = self.folder / "log.jsonl"
+        with path.open("a", encoding="utf-8") as log:
             fcntl.lockf(log, fcntl.LOCK_EX)  # of ranks that end together, one writes the line
+            artifacts.drop_torn_line(path)
             record = self.record()
             if record["state"] == "finished":
                 return
@@ -231,26 +267,17 @@ class StageRun:
 
 
 def begin(name: str, config: Config, *, overwrite: bool = False) -> StageRun | None:
-    """Check a stage and record its start. None where its work is done: there is nothing to do.
+    """Check a stage; its `start` is to be called before the first write. None where all is done.
 
     Raises InputError where inputs are missing, unfinished or do not belong together, and where a
-    dear stage's earlier output was made with other parameters.
+    dear stage's earlier output was made with other parameters. Changes nothing on disk.
     """
-    run = StageRun(name, config)
-    if overwrite:
-        run.check_inputs()
-        with distributed.process_group():  # its end is a barrier: no rank sees files being deleted
-            if distributed.rank() == 0:
-                run.delete_outputs()
-    done = run.is_done()
+    run = StageRun(name, config, overwrite=overwrite)
+    done = not overwrite and run.is_done()
     if not done:
         run.check_inputs()
     for note in dict.fromkeys(run.notes):
         distributed.say(f"[{run.label}] note: {note}")
-    if not done and distributed.rank() == 0:
-        run.start()
-    elif not done:
-        done = not run.await_start()
     if done:
         distributed.say(f"[{run.label}] done before: nothing to do")
         return None

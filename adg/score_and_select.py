@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from adg import artifacts, geometry, provenance, selection
-from adg.checks import check_sizes
+from adg.checks import check_budget
 from adg.command import parse_command
 from adg.config import SelectionConfig
 from adg.distributed import run_script, say
@@ -31,13 +31,15 @@ def main() -> None:
     if run is None:
         return
     pool = Pool(run.folder)
-    check_sizes(config, len(pool))
+    check_budget(config, len(pool))
     bins = read_bins(run.folder / "bins.npy", len(pool))
     grams = artifacts.read_arrays(run.folder / "answer_grams", len(pool), row_dims=2)
+    check_grams(grams, run.folder / "answer_grams")
     table = METHODS[config.selection.method](grams, config.selection)
     table["bin"] = bins
     subsets = selection.RECIPES[config.selection.recipe](table["score"], bins,
                                                          config.selection.budget)
+    run.start()
     write_subsets(run.folder / "subsets" / config.selection.name, pool, table, subsets,
                   Answers(run.folder, pool) if (run.folder / "answers").is_dir() else None)
     unscored = [pool.rows(range(row, row + 1))[0]["id"] for row in
@@ -55,6 +57,27 @@ def read_bins(path: Path, num_records: int) -> np.ndarray:
         raise InputError(f"{path}: {bins.dtype} of shape {bins.shape}; expected integers of shape "
                          f"({num_records},), one for each record of pool.jsonl")
     return bins
+
+
+def check_grams(grams: np.ndarray, folder: Path) -> None:
+    """InputError where [N, K, K] cannot be Gram matrices of centred unit vectors.
+
+    Each is symmetric with a trace from 0 to K; a missing answer is NaN in its whole row and column.
+    """
+    num_answers = grams.shape[1]
+    if grams.shape[1] != grams.shape[2] or num_answers < 2:
+        raise InputError(f"{folder}/ has rows of shape {grams.shape[1:]}; expected K x K with K of "
+                         f"2 or more")
+    missing = np.isnan(np.diagonal(grams, axis1=1, axis2=2))                            # [N, K]
+    filled = np.where(missing[:, :, None] | missing[:, None, :], 0.0, grams)
+    with np.errstate(invalid="ignore", over="ignore"):
+        trace = np.trace(filled, axis1=1, axis2=2)
+        uneven = np.abs(filled - np.swapaxes(filled, 1, 2)).max(axis=(1, 2))
+    stray = (~np.isnan(grams) & (missing[:, :, None] | missing[:, None, :])).any(axis=(1, 2))
+    good = (uneven <= 1e-4) & (trace >= -1e-4) & (trace <= num_answers * (1 + 1e-4)) & ~stray
+    if not good.all():
+        raise InputError(f"{folder}/: row {np.flatnonzero(~good)[0]} (of {(~good).sum()} such) is "
+                         f"no Gram matrix of centred unit vectors; make its chunk again")
 
 
 def score_by_divergence(grams: np.ndarray, config: SelectionConfig) -> dict[str, np.ndarray]:

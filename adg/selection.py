@@ -48,7 +48,7 @@ def select_paper(scores: np.ndarray, bins: np.ndarray, budget: int) -> Subsets:
     ranking = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
     if not 1 <= budget <= len(ranking):
         raise InputError(f"selection.budget is {budget}, but {len(ranking)} records are scored: "
-                         f"give 1 to {len(ranking)}")
+                         f"it must be at least 1 and at most that")
     members = _by_bin(ranking, np.asarray(bins))
     sizes = np.array([len(bin_) for bin_ in members])
     top_quota = largest_remainder(sizes, budget)

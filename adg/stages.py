@@ -25,7 +25,7 @@ class Stage:
     work: str = ""  # a folder beside the outputs: unfinished work, or what only an option writes
 
 
-OUTSIDE = ("pool.path", "model", "train.model", "eval.data_dir")
+OUTSIDE = ("pool.path", "model", "train.model", "train.deepspeed", "eval.data_dir")
 
 _SUBSETS = tuple(f"subsets/{{selection}}/{name}"
                  for name in ("scores.jsonl", "top.json", "middle.json", "bottom.json"))
@@ -59,14 +59,15 @@ STAGES = {
     "finetune": Stage(
         "train.finetune", parallel=True, dear=True, instance="{train}",
         keys=("seed", "model.dtype", "model.trust_remote_code", "generation.prompt", "train"),
-        inputs=("subsets/{selection}/{subset}.json", "train.model"), outputs=("models/{train}/",),
+        inputs=("subsets/{selection}/{subset}.json", "train.model", "train.deepspeed"),
+        outputs=("models/{train}/",),
         work="train/{train}/",
     ),
     "evaluate": Stage(
         "eval.run_benchmarks", parallel=True, dear=True, instance="{eval}",
         keys=("model.dtype", "model.trust_remote_code", "eval.limit", "eval.max_new_tokens"),
         inputs=("models/{eval}/",), optional_inputs=("eval.data_dir",),
-        outputs=("eval/{eval}/{benchmark}.json", "eval/{eval}/scores.json"),
+        outputs=("eval/{eval}/{benchmark}.json", "eval/{eval}/scores.json"), work="eval/{eval}/",
     ),
     "tables": Stage(
         "eval.tables", keys=(), inputs=("eval/*/scores.json",), outputs=("tables.md",),

@@ -26,7 +26,8 @@ def main() -> None:
     run = parser.parse_args().run
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}/ holds no config.yaml: not a run folder")
-    config = load_config(run / "config.yaml", [f"output_dir={run}"])
+    config = load_config(run / "config.yaml", [])
+    config.output_dir = str(run)
     print("\n".join(summarise(run, config)))
 
 

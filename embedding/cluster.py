@@ -10,7 +10,7 @@ Writes  bins.npy                          int32 [N]
 import numpy as np
 
 from adg import artifacts, provenance
-from adg.checks import check_sizes
+from adg.checks import check_bins
 from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import run_script, say
@@ -24,7 +24,7 @@ def main() -> None:
     if run is None:
         return
     num_records = len(Pool(run.folder))
-    check_sizes(config, num_records)
+    check_bins(config, num_records)
     vectors = artifacts.read_arrays(run.folder / "instruction_embeddings", num_records, row_dims=1)
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
@@ -32,6 +32,7 @@ def main() -> None:
                          f"(of {len(bad)} such) is not finite; remove its chunk and run "
                          f"embed again")
     bins = cluster(vectors, config)
+    run.start()
     artifacts.write_array(run.folder / "bins.npy", bins)
     filled = np.unique(bins)
     say(f"[cluster] {len(filled)} of {config.clustering.num_bins} bins hold a record")

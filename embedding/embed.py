@@ -23,7 +23,7 @@ from adg.config import Config
 from adg.geometry import centred_grams
 from adg.prompts import check_template
 from adg.records import Answers, Pool
-from embedding.pooling import RECIPES, embed_sequences
+from embedding.pooling import RECIPES, embed_sequences, hidden_state_indices
 
 
 def main() -> None:
@@ -33,14 +33,18 @@ def main() -> None:
         return
     pool = Pool(run.folder)
     answers = Answers(run.folder, pool)
+    folder = models.local_folder(config.model.name_or_path, config.output_dir)
+    hidden_state_indices(config.embedding.layers, models.num_layers(
+        folder, trust_remote_code=config.model.trust_remote_code))
     chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
+    for rows in (chunks[i] for i in distributed.my_share(range(len(chunks)))):
+        answers.texts(rows, num_answers=config.generation.num_answers)  # all, before the first
+    run.start()
     missing = [i for i in range(len(chunks))
                if not all(path.exists() for path in chunk_paths(run.folder, i, config).values())]
     mine = distributed.my_share(missing)
-    for i in mine:
-        answers.texts(chunks[i], num_answers=config.generation.num_answers)
     if mine:
-        model, tokenizer = load_backbone(config)
+        model, tokenizer = load_backbone(folder, config)
         with distributed.progress("embed", sum(len(chunks[i]) for i in mine)) as progress:
             for i in mine:
                 records = pool.rows(chunks[i])
@@ -62,12 +66,11 @@ def chunk_paths(folder: Path, index: int, config: Config) -> dict[str, Path]:
     return {name: folder / name / artifacts.chunk_name(index, "npy") for name in names}
 
 
-def load_backbone(config: Config) -> tuple[Any, Any]:
+def load_backbone(folder: Path, config: Config) -> tuple[Any, Any]:
     """(model without its language-model head on this rank's device, tokenizer)."""
     import torch
     from transformers import AutoModel
 
-    folder = models.local_folder(config.model.name_or_path, config.output_dir)
     tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
     check_template(config.generation.prompt, tokenizer)
     model = AutoModel.from_pretrained(folder, dtype=getattr(torch, config.model.dtype),

@@ -31,11 +31,13 @@ def main() -> None:
         return
     folder = run.folder / "eval" / config.eval.name
     harness.quiet(offline=config.eval.data_dir is not None)
+    manager, tasks = plan(config)
+    run.start()
     with distributed.process_group():
         missing = distributed.from_rank_0(
             [name for name in config.eval.benchmarks if not (folder / f"{name}.json").exists()])
         if missing:
-            evaluate_missing(missing, folder, config)
+            evaluate_missing(missing, folder, manager, tasks, config)
     if distributed.rank() == 0:
         summary = summarise(folder)
         artifacts.write_json(folder / "scores.json", summary)
@@ -43,19 +45,27 @@ def main() -> None:
                                for name in missing), benchmarks=missing, scores=summary["scores"])
 
 
-def evaluate_missing(missing: list[str], folder: Path, config: Config) -> None:
-    """Run each benchmark of `missing` on all ranks, and write its file on rank 0."""
+def plan(config: Config) -> tuple[Any, dict[str, list[str]]]:
+    """(lm-eval's task manager, the tasks of each benchmark); InputError where data is missing."""
     data_dir = Path(config.eval.data_dir) if config.eval.data_dir else None
     manager = harness.task_manager(data_dir)
-    tasks = {name: harness.leaf_tasks(manager, BENCHMARKS[name].task) for name in missing}
+    tasks = {name: harness.leaf_tasks(manager, BENCHMARKS[name].task)
+             for name in config.eval.benchmarks}
     if data_dir:
         tasks = {name: harness.require_data(manager, own, data_dir, name)
                  for name, own in tasks.items()}
+    return manager, tasks
+
+
+def evaluate_missing(missing: list[str], folder: Path, manager: Any, tasks: dict[str, list[str]],
+                     config: Config) -> None:
+    """Run each benchmark of `missing` on all ranks, and write its file on rank 0."""
     model = harness.shared_model(
         model_folder(config), dtype=config.model.dtype, batch_size=config.eval.batch_size,
         trust_remote_code=config.model.trust_remote_code,
     )
-    for name, own in tasks.items():
+    for name in missing:
+        own = tasks[name]
         say(f"[evaluate] {name}: {len(own)} task(s), {BENCHMARKS[name].shots}-shot")
         result = harness.evaluate(model, own, manager, shots=BENCHMARKS[name].shots,
                                   limit=config.eval.limit,

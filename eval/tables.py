@@ -32,11 +32,13 @@ def main() -> None:
     text = render(runs)
     run = None
     if len(runs) == 1 and (runs[0] / "config.yaml").is_file():
-        run = provenance.begin("tables", load_config(runs[0] / "config.yaml",
-                                                     [f"output_dir={runs[0]}"]))
+        config = load_config(runs[0] / "config.yaml", [])
+        config.output_dir = str(runs[0])
+        run = provenance.begin("tables", config)
     if not arguments.quiet:
         print(text)
     if run is not None:
+        run.start()
         artifacts.write_text(runs[0] / "tables.md", text + "\n")
         run.finish(records=len(results_of(runs[0])))
 
@@ -46,7 +48,18 @@ def results_of(run: Path) -> dict[str, dict]:
     paths = sorted(run.glob("eval/*/scores.json"))
     if not paths:
         raise InputError(f"{run}/eval/ holds no scores.json: run evaluate first")
-    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    return {path.parent.name: _read_scores(path) for path in paths}
+
+
+def _read_scores(path: Path) -> dict[str, dict]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); remove it and run evaluate again"
+                         ) from None
+    if not isinstance(result, dict) or not {"scores", "groups", "questions"} <= result.keys():
+        raise InputError(f"{path}: not what evaluate writes; remove it and run evaluate again")
+    return result
 
 
 def render(runs: list[Path]) -> str:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from adg import artifacts, provenance
-from adg.checks import check_sizes
+from adg.checks import check_bins, check_budget
 from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import run_script, say
@@ -26,7 +26,9 @@ def main() -> None:
     if run is None:
         return
     records, rejected = read_pool(config)
-    check_sizes(config, len(records))
+    check_bins(config, len(records))
+    check_budget(config, len(records))
+    run.start()
     artifacts.write_jsonl(run.folder / "rejected.jsonl", rejected)
     artifacts.write_jsonl(run.folder / "pool.jsonl", records)
     say(f"[prepare] {len(records)} records in the pool, {len(rejected)} rejected"

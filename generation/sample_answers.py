@@ -32,14 +32,15 @@ def main() -> None:
     if run is None:
         return
     pool = Pool(run.folder)
+    distributed.claim_gpu()
+    folder = models.local_folder(config.model.name_or_path, config.output_dir)
+    tokenizer = load_checked_tokenizer(folder, config)
+    run.start()
     chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
     paths = [run.folder / "answers" / artifacts.chunk_name(i, "jsonl") for i in range(len(chunks))]
     missing = [i for i, path in enumerate(paths) if not path.exists()]
     mine = distributed.my_share(missing)
     if mine:
-        distributed.claim_gpu()
-        folder = models.local_folder(config.model.name_or_path, config.output_dir)
-        tokenizer = load_checked_tokenizer(folder, config)
         sampler = SAMPLERS[config.generation.sampler](folder, config)
         with distributed.progress("sample", sum(len(chunks[i]) for i in mine)) as progress:
             for i in mine:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adg import artifacts, distributed, models, provenance
-from adg.checks import accumulation_steps
+from adg.checks import accumulation_steps, check_deepspeed_file
 from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import say
@@ -34,27 +34,28 @@ _WHOLE = "complete.json"  # written into a checkpoint when all of its files are 
 def main() -> None:
     config, overwrite = parse_command(__doc__)
     accumulation = accumulation_steps(config, distributed.world_size())
-    check_deepspeed_file(Path(config.train.deepspeed))
+    check_deepspeed_file(config)
     run = provenance.begin("finetune", config, overwrite=overwrite)
     if run is None:
         return
-    if (run.folder / "models" / config.train.name).is_dir():  # killed between the last two steps
+    model, work = (run.folder / name / config.train.name for name in ("models", "train"))
+    if run.was_started() and model.is_dir():  # killed between the last two steps
         if distributed.rank() == 0:
             run.finish(records=0)
         return
-    work = run.folder / "train" / config.train.name
-    checkpoint = last_whole_checkpoint(work)
+    checkpoint = None if overwrite else last_whole_checkpoint(work)
     prepare_environment()
     folder = models.local_folder(model_of("train.model", config), config.output_dir)
     tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
     check_template(config.generation.prompt, tokenizer)
     records = read_subset(subset_path(config))
     examples, counts = encode_all(records, tokenizer, config)
+    run.start()
     trainer = build_trainer(folder, tokenizer, examples, work, accumulation, config)
     say(f"[finetune] {len(examples)} records, {config.train.epochs} epochs"
         + (f", going on from {checkpoint}" if checkpoint else ""))
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    save_model(trainer, run.folder / "models" / config.train.name)
+    save_model(trainer, model)
     if distributed.rank() == 0:
         run.finish(records=len(examples) * config.train.epochs, **counts,
                    steps=result.global_step, train_loss=result.training_loss)
@@ -76,16 +77,6 @@ def read_subset(path: Path) -> list[dict]:
             raise InputError(f"{path}: element {where['element']}: {problem}")
         records.append(normalise(record, len(records)))
     return records
-
-
-def check_deepspeed_file(path: Path) -> None:
-    """InputError where train.deepspeed is no JSON file."""
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"train.deepspeed: {path} is not there") from None
-    except ValueError as error:
-        raise InputError(f"train.deepspeed: {path} is not valid JSON ({error})") from None
 
 
 def last_whole_checkpoint(work: Path) -> Path | None:
@@ -185,6 +176,7 @@ def save_model(trainer: Any, folder: Path) -> None:
     if distributed.rank() == 0:
         (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
         artifacts.flush_tree(aside)
+        shutil.rmtree(folder, ignore_errors=True)  # one that was not whole
         aside.rename(folder)
 
 

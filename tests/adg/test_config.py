@@ -18,6 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
     ("model.dtype=float8", "model.dtype is 'float8'; it must be bfloat16 or float16 or float32"),
     ("selection.name=a/b", "selection.name"),
     ("train.name=base", "train.name"),
+    ("selection.name='a*'", "selection.name is 'a*'"),
+    ("eval.name='{x}'", "eval.name"),
+    ("output_dir=''", "output_dir is ''"),
+    ("seed=4294967296", "seed is 4294967296"),
+    ("generation.temperature=inf", "generation.temperature is inf; it must be finite"),
     ("eval.benchmarks=[bbh,arc]", "eval.benchmarks is 'arc'"),
     ("generation.max_model_len=4", "generation.max_model_len"),
     ("seed", "section.key=value"),
@@ -38,6 +43,10 @@ def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path):
     path.write_text("model: [unclosed\n")
     with pytest.raises(InputError, match="x.yaml: not valid YAML"):
         load_config(path, [])
+    for content in (b"[1, 2]", b"5", b"\xff\xfe", b"a: \xe9"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="x.yaml: not a"):
+            load_config(path, [])
     with pytest.raises(InputError, match="no such configuration file"):
         load_config(tmp_path / "none.yaml", [])
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import RECORDS
 
 from adg import artifacts, score_and_select
-from adg.config import load_config
+from adg.config import Config, load_config
 from adg.errors import InputError
 from adg.geometry import centred_grams
 from adg.provenance import StageRun, begin
@@ -81,6 +81,12 @@ def test_a_tuning_key_makes_nothing_stale(config_file, run_folder):
     assert "embedding.layers" in StageRun("embed", config).parameters
 
 
+def started(name: str, config: Config) -> StageRun:
+    run = begin(name, config)
+    run.start()
+    return run
+
+
 def write_answers(folder: Path, records: list[dict] = RECORDS) -> None:
     artifacts.write_jsonl(folder / "answers/00000.jsonl", (
         {"id": record["id"], "generated_answers": ["a", "b", "c"]} for record in records))
@@ -88,7 +94,7 @@ def write_answers(folder: Path, records: list[dict] = RECORDS) -> None:
 
 def test_a_dear_stage_refuses_a_changed_key_and_names_the_ways_on(config_file, stage, pool_folder):
     config = load_config(config_file(), [])
-    run = begin("sample", config)
+    run = started("sample", config)
     write_answers(pool_folder)
     run.finish(records=len(RECORDS))
     assert begin("sample", config) is None
@@ -99,13 +105,15 @@ def test_a_dear_stage_refuses_a_changed_key_and_names_the_ways_on(config_file, s
                        match="answers/ does not fit the configuration.*run sample again"):
         begin("embed", hot)
     assert (pool_folder / "answers/00000.jsonl").exists()
-    assert begin("sample", hot, overwrite=True) is not None
+    run = begin("sample", hot, overwrite=True)
+    assert (pool_folder / "answers").exists()  # until all has been checked
+    run.start()
     assert not (pool_folder / "answers").exists()
 
 
 def test_a_killed_dear_stage_goes_on_and_is_no_input_meanwhile(config_file, pool_folder):
     config = load_config(config_file(), [])
-    begin("sample", config)
+    started("sample", config)
     write_answers(pool_folder)
     with pytest.raises(InputError, match="unfinished: run sample again"):
         begin("embed", config)
@@ -114,7 +122,7 @@ def test_a_killed_dear_stage_goes_on_and_is_no_input_meanwhile(config_file, pool
 
 def test_a_chunk_that_went_missing_is_made_again(config_file, pool_folder):
     config = load_config(config_file(), [])
-    run = begin("sample", config)
+    run = started("sample", config)
     write_answers(pool_folder)
     artifacts.write_jsonl(pool_folder / "answers/00001.jsonl", [{}])
     run.finish(records=1)
@@ -131,7 +139,7 @@ def test_hand_made_answers_are_noted_and_kept(config_file, pool_folder, capsys):
 
 def test_a_changed_pool_is_not_mixed_with_old_answers(config_file, stage, pool_folder, tmp_path):
     config = load_config(config_file(), [])
-    begin("sample", config)
+    started("sample", config)
     write_answers(pool_folder)
     StageRun("sample", config).finish(records=1)
     (tmp_path / "pool.jsonl").write_text(json.dumps(RECORDS[0]) + "\n" + json.dumps(RECORDS[1]))
@@ -145,7 +153,7 @@ def test_a_changed_pool_is_not_mixed_with_old_answers(config_file, stage, pool_f
 
 def test_another_model_is_refused(config_file, pool_folder, tiny_model, tmp_path):
     config = load_config(config_file(), [])
-    begin("sample", config)
+    started("sample", config)
     write_answers(pool_folder)
     StageRun("sample", config).finish(records=1)
     other = tmp_path / "other"
@@ -155,7 +163,7 @@ def test_another_model_is_refused(config_file, pool_folder, tiny_model, tmp_path
     weights = bytearray((other / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (other / "model.safetensors").write_bytes(weights)
-    with pytest.raises(InputError, match="answers/ was made from another model"):
+    with pytest.raises(InputError, match="answers/ does not fit .* model was .* run sample again"):
         begin("embed", load_config(config_file(), [f"model.name_or_path={other}"]))
 
 
@@ -186,3 +194,83 @@ def test_cluster_writes_a_bin_for_each_record_whatever_was_there(config_file, st
     assert set(np.load(run_folder / "bins.npy")) == {0, 1}
     stage(cluster, config_file())
     assert (np.load(run_folder / "bins.npy") == first).all()
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("clustering.num_bins=2", "bins.npy does not fit .* clustering.num_bins was 3 and is 2"),
+    ("pool.limit=9", "pool.jsonl does not fit .* pool.limit was None and is 9"),
+])
+def test_a_done_stage_sees_what_changed_before(config_file, stage, run_folder, override, message):
+    (run_folder / "bins.npy").unlink()
+    stage(cluster, config_file())
+    stage(score_and_select, config_file())
+    with pytest.raises(InputError, match=message):
+        stage(score_and_select, config_file(), override)
+
+
+def test_overwrite_keeps_what_is_there_until_all_is_checked(config_file, stage, run_folder):
+    stage(score_and_select, config_file())
+    before = (run_folder / "subsets/adg/top.json").read_bytes()
+    with pytest.raises(InputError, match="selection.budget is 11"):
+        stage(score_and_select, config_file(), "selection.budget=11", "--overwrite")
+    assert (run_folder / "subsets/adg/top.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda grams: grams.__setitem__((4, 0, 0), np.inf),
+    lambda grams: grams.__setitem__((4, 0, 1), np.nan),
+    lambda grams: grams.__setitem__((4, 0, 1), 0.7),
+    lambda grams: grams.__setitem__(4, 100.0),
+    lambda grams: grams.__setitem__(4, -np.eye(3)),
+])
+def test_what_is_no_gram_matrix_is_named_by_row(config_file, stage, run_folder, spoil):
+    grams = np.load(run_folder / "answer_grams/00000.npy")
+    spoil(grams)
+    artifacts.write_array(run_folder / "answer_grams/00000.npy", grams)
+    with pytest.raises(InputError, match=r"row 4 \(of 1 such\) is no Gram matrix"):
+        stage(score_and_select, config_file())
+
+
+def test_hand_made_chunks_are_read_in_the_order_of_their_numbers(run_folder):
+    whole = np.load(run_folder / "answer_grams/00000.npy")
+    (run_folder / "answer_grams/00000.npy").unlink()
+    for i in range(10):
+        artifacts.write_array(run_folder / f"answer_grams/{i + 1}.npy", whole[i: i + 1])
+    assert (artifacts.read_arrays(run_folder / "answer_grams", 10, row_dims=2) == whole).all()
+
+
+def test_a_torn_line_of_the_log_is_dropped(config_file, stage, run_folder):
+    with (run_folder / "log.jsonl").open("a") as log:
+        log.write('{"stage": "sel')
+    stage(score_and_select, config_file())
+    lines = [json.loads(line) for line in (run_folder / "log.jsonl").open()]
+    assert [line["stage"] for line in lines] == ["prepare", "select"]
+
+
+def test_a_broken_record_is_named_and_a_broken_cache_is_made_anew(config_file, stage, run_folder):
+    (run_folder / "provenance/sha256.json").write_text("[")
+    stage(score_and_select, config_file())
+    (run_folder / "provenance/select-adg.json").write_text("{")
+    with pytest.raises(InputError, match="select-adg.json: not a provenance record"):
+        stage(score_and_select, config_file())
+
+
+def test_another_model_named_in_the_configuration_is_not_passed_over(
+        config_file, pool_folder, tiny_model, tmp_path):
+    config = load_config(config_file(), [])
+    run = started("embed", config_with_answers(config, pool_folder))
+    add_vectors(pool_folder)
+    (pool_folder / "bins.npy").unlink()
+    run.finish(records=10)
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in tiny_model.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    (other / "config.json").write_text((other / "config.json").read_text() + " ")
+    with pytest.raises(InputError, match="model was .* run embed again"):
+        begin("cluster", load_config(config_file(), [f"model.name_or_path={other}"]))
+
+
+def config_with_answers(config: Config, folder: Path) -> Config:
+    write_answers(folder)
+    return config
