@@ -13,7 +13,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -80,12 +80,13 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def drop_torn_line(path: Path) -> None:
-    """Cut off a last line without an end, which a writer that was killed left in a log."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+def drop_torn_line(log: BinaryIO) -> None:
+    """Cut off a last line without an end, which a writer that was killed left in a log.
+
+    The log is open as "a+b". No second handle is opened: closing one would give up a lock on it.
+    """
+    log.seek(0)
+    log.truncate(log.read().rfind(b"\n") + 1)
 
 
 # Chunks

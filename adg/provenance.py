@@ -244,9 +244,9 @@ class StageRun:
         """Mark the stage done and append its line to log.jsonl; `records` is what this run did."""
         seconds = time.monotonic() - self.started
         path = self.folder / "log.jsonl"
-        with path.open("a", encoding="utf-8") as log:
+        with path.open("a+b") as log:
             fcntl.lockf(log, fcntl.LOCK_EX)  # of ranks that end together, one writes the line
-            artifacts.drop_torn_line(path)
+            artifacts.drop_torn_line(log)
             record = self.record()
             if record["state"] == "finished":
                 return
@@ -258,7 +258,7 @@ class StageRun:
                 "records_per_second": round(records / seconds, 3), **counts,
                 "world_size": distributed.world_size(), "versions": _versions(),
                 **{key: record[key] for key in ("parameters", "inputs", "outputs")},
-            }, ensure_ascii=False) + "\n")
+            }, ensure_ascii=False).encode() + b"\n")
             log.flush()
             artifacts.write_json(self.record_path, record)
             self.identities.save()

@@ -22,7 +22,9 @@ class Progress(TrainerCallback):
         done = min(state.global_step * self._batch_size, self._total)
         self._bar = distributed.progress("finetune", self._total, done)
         if distributed.rank() == 0:
-            known = list(artifacts.JsonlRows(self._metrics)) if self._metrics.exists() else []
+            with self._metrics.open("a+b") as log:
+                artifacts.drop_torn_line(log)
+            known = artifacts.JsonlRows(self._metrics)
             artifacts.write_jsonl(self._metrics, [row for row in known
                                                   if row["step"] <= state.global_step])
 

@@ -1,13 +1,15 @@
 """What is done, redone, refused or taken as it is. The stages run for real, but for the engines."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import RECORDS
 
-from adg import artifacts, score_and_select
+from adg import artifacts, provenance, score_and_select
 from adg.config import Config, load_config
 from adg.errors import InputError
 from adg.geometry import centred_grams
@@ -274,3 +276,22 @@ def test_another_model_named_in_the_configuration_is_not_passed_over(
 def config_with_answers(config: Config, folder: Path) -> Config:
     write_answers(folder)
     return config
+
+
+_TRY_LOCK = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+
+def test_the_log_stays_locked_until_the_record_is_written(config_file, stage, run_folder,
+                                                          monkeypatch):
+    """Ranks that end together: closing another handle on the log would give up its lock."""
+    seen = []
+
+    def attempt() -> dict:
+        result = subprocess.run([sys.executable, "-c", _TRY_LOCK, run_folder / "log.jsonl"],
+                                capture_output=True, text=True, check=False)
+        seen.append("BlockingIOError" in result.stderr)
+        return {}
+
+    monkeypatch.setattr(provenance, "_versions", attempt)
+    stage(score_and_select, config_file())
+    assert seen == [True]
