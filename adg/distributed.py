@@ -135,5 +135,6 @@ def run_script(main: Callable[[], None]) -> None:
         where = f" (rank {rank()})" if rank() else ""
         if rank():
             time.sleep(_GRACE)  # what every rank finds, rank 0 says, and torchrun ends the others
+            print(file=sys.stderr)  # rank 0's progress bar stands on this line
         print(f"error{where}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
