@@ -9,9 +9,12 @@ Shapes: N records.
 
 import contextlib
 import json
+import math
 import os
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,8 +22,7 @@ import numpy as np
 
 from adg.errors import InputError
 
-_INDEX_STRIDE = 1024  # lines between two remembered offsets of a JSONL file
-
+_LARGE = 1 << 26  # bytes of a .npy file that is mapped instead of read
 
 # Writing
 
@@ -62,22 +64,43 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
 def to_line(row: Any) -> str:
     """One line of JSONL, without its end. ValueError where JSON cannot hold it (NaN)."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(row)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     """Write a JSON object a line."""
+    write_lines(path, (to_line(row) + "\n" for row in rows))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines, each with its end."""
     with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(to_line(row) + "\n")
+        file.writelines(lines)
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
+def to_texts(values: list[int | float | None]) -> list[str]:
+    """Each number as JSON has it, at once for all."""
+    return to_line(values)[1:-1].split(", ")
+
+
+def write_json_array(path: Path, rows: Iterable[dict]) -> None:
+    """Write a JSON array, an object a line."""
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write("[")
+        for number, row in enumerate(rows):
+            file.write((",\n" if number else "\n") + to_line(row))
+        file.write("\n]\n")
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
     """Write a .npy file."""
     with written_aside(path) as aside, aside.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+        np.save(file, values, allow_pickle=False)
 
 
 def drop_torn_line(log: BinaryIO) -> None:
@@ -126,25 +149,13 @@ class JsonlRows:
     """
 
     def __init__(self, path: Path) -> None:
-        self._marks: list[tuple[int, Path, int, int]] = []  # row, file, its line (from 0), its byte
-        self._length = 0
-        for file in chunk_files(path, "jsonl") if path.is_dir() else [path]:
-            self._index(file)
-
-    def _index(self, path: Path) -> None:
-        try:
-            with path.open("rb") as file:
-                offset = 0
-                for number, line in enumerate(file):
-                    if number % _INDEX_STRIDE == 0:
-                        self._marks.append((self._length, path, number, offset))
-                    offset += len(line)
-                    self._length += 1
-        except FileNotFoundError:
-            raise InputError(f"{path}: there is no such file") from None
+        self._files = chunk_files(path, "jsonl") if path.is_dir() else [path]
+        self._offsets = [_line_offsets(file) for file in self._files]  # bytes, the file's end last
+        self._starts = [0, *accumulate(len(offsets) - 1 for offsets in self._offsets)]
+        self._opened: tuple[Path, BinaryIO] | None = None  # by the last call of `row`
 
     def __len__(self) -> int:
-        return self._length
+        return self._starts[-1]
 
     def __iter__(self) -> Iterator[dict]:
         return (row for row, _ in self.numbered(range(len(self))))
@@ -154,27 +165,53 @@ class JsonlRows:
 
     def numbered(self, wanted: range) -> Iterator[tuple[dict, str]]:
         """(record, "file:line") of each row of `wanted`, of step 1; InputError on bad JSON."""
-        mark = bisect_right(self._marks, wanted.start, key=lambda entry: entry[0]) - 1
-        while wanted and mark < len(self._marks):
-            row, path, number, offset = self._marks[mark]
-            mark += 1
-            while mark < len(self._marks) and self._marks[mark][1] == path:
-                mark += 1
-            with path.open("rb") as file:
-                file.seek(offset)
-                for number, line in enumerate(file, start=number + 1):  # noqa: B020  lines from 1
-                    if row == wanted.stop:
-                        return
-                    if row >= wanted.start:
-                        where = f"{path}:{number}"
-                        yield parse_record(line, where), where
-                    row += 1
+        row = wanted.start
+        while row < min(wanted.stop, len(self)):
+            number, line = self._locate(row)
+            with self._files[number].open("rb") as file:
+                file.seek(self._offsets[number][line])
+                for content in islice(file, min(wanted.stop, self._starts[number + 1]) - row):
+                    where = f"{self._files[number]}:{line + 1}"
+                    yield self.parse(content, where), where
+                    row, line = row + 1, line + 1
+
+    def row(self, index: int) -> tuple[dict, str]:
+        """(record, "file:line") of one row, the file kept open; InputError on bad JSON."""
+        number, line = self._locate(index)
+        path, offsets = self._files[number], self._offsets[number]
+        if self._opened is None or self._opened[0] != path:
+            if self._opened is not None:
+                self._opened[1].close()
+            self._opened = (path, path.open("rb"))
+        content = os.pread(self._opened[1].fileno(), offsets[line + 1] - offsets[line],
+                           offsets[line])
+        where = f"{path}:{line + 1}"
+        return self.parse(content, where), where
+
+    def parse(self, line: bytes, where: str) -> dict:
+        """The record of a line; InputError where it is none."""
+        return parse_record(line, where)
+
+    def _locate(self, row: int) -> tuple[int, int]:
+        number = bisect_right(self._starts, row) - 1
+        return number, row - self._starts[number]
+
+
+def _line_offsets(path: Path) -> array:
+    offsets = array("q", [0])
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                offsets.append(offsets[-1] + len(line))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    return offsets
 
 
 def parse_record(line: bytes, where: str) -> dict:
     """One JSON object; InputError that names `where` otherwise."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # broken JSON or UTF-8, or thousands of brackets
         raise InputError(f"{where}: not valid JSON ({error}); mend or remove the line") from None
     if not isinstance(record, dict):
@@ -183,34 +220,83 @@ def parse_record(line: bytes, where: str) -> dict:
     return record
 
 
-def read_arrays(folder: Path, num_rows: int, *, row_dims: int) -> np.ndarray:
-    """All rows of a chunked array, [num_rows, ...] in float32.
+Block = list[tuple[Path, range]]  # some rows of each of a few files that follow each other
 
-    Raises InputError where the chunks hold another number of rows, or rows of unlike shapes.
+
+def array_blocks(folder: Path, num_rows: int, *, row_dims: int, block_size: int) -> list[Block]:
+    """All rows of a chunked array in order, in blocks of at most block_size rows.
+
+    Raises InputError where the chunks hold another number of rows than num_rows, or rows that are
+    unlike each other or no floats.
     """
-    arrays = [(path, read_array(path)) for path in chunk_files(folder, "npy")]
-    first = arrays[0][1].shape[1:]
-    for path, array in arrays:
-        if array.ndim != row_dims + 1 or array.shape[1:] != first or array.dtype.kind != "f":
-            raise InputError(f"{path}: {array.dtype} of shape {array.shape}; expected rows of "
-                             f"floats with {row_dims} dimension(s), alike in all files of "
-                             f"the folder")
-    total = sum(len(array) for _, array in arrays)
+    blocks, room, total, first = [], 0, 0, None
+    for path in chunk_files(folder, "npy"):
+        shape, dtype = _shape_and_type(path)
+        first = shape[1:] if first is None else first
+        if len(shape) != row_dims + 1 or shape[1:] != first or dtype.kind != "f":
+            raise InputError(f"{path}: {dtype} of shape {shape}; expected rows of floats with "
+                             f"{row_dims} dimension(s), alike in all files of the folder")
+        for rows in chunk_bounds(shape[0], block_size):
+            if len(rows) > room:
+                blocks.append([])
+                room = block_size
+            blocks[-1].append((path, rows))
+            room -= len(rows)
+        total += shape[0]
     if total != num_rows:
         raise InputError(f"{folder}/ holds {total} rows, but pool.jsonl has {num_rows} records: "
                          f"it belongs to another pool, or a chunk is missing")
-    return np.concatenate([array for _, array in arrays], dtype=np.float32, casting="same_kind")
+    return blocks
+
+
+def read_block(block: Block) -> np.ndarray:
+    """The rows of a block, in float32."""
+    return np.concatenate([read_array(path)[rows.start: rows.stop] for path, rows in block],
+                          dtype=np.float32, casting="same_kind")
+
+
+def place_in(block: Block, index: int) -> str:
+    """"file: row r" of the row that stands at `index` in a block."""
+    for path, rows in block:
+        if index < len(rows):
+            return f"{path}: row {rows.start + index}"
+        index -= len(rows)
+    raise IndexError(index)
 
 
 def read_array(path: Path) -> np.ndarray:
-    """A memory-mapped .npy file; InputError where it is missing, truncated or no array."""
+    """A .npy file, memory-mapped where it is large.
+
+    Raises InputError where it is missing, truncated or no array.
+    """
+    with _named(path):
+        large = path.stat().st_size > _LARGE
+        values = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
+        if not isinstance(values, np.ndarray):
+            raise ValueError("an archive of arrays, not one")
+    return values
+
+
+def _shape_and_type(path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    """What the header of a .npy file says, checked against the file's size."""
+    with _named(path), path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0,
+                       (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if read_header is None:
+            raise ValueError(f"version {version} of the format")
+        shape, _, dtype = read_header(file)
+        if path.stat().st_size - file.tell() != math.prod(shape) * dtype.itemsize:
+            raise ValueError("not as long as its header says")
+    return shape, dtype
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: not a whole .npy file ({error}); remove it and run its stage "
                          f"again") from None
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: an archive of arrays, not one .npy array")
-    return array

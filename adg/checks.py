@@ -5,6 +5,7 @@ from pathlib import Path
 
 from adg.config import Config
 from adg.errors import InputError
+from adg.stages import needed_stages
 
 CODE_BENCHMARKS = ("mbpp", "humaneval")  # run programs that the model writes
 
@@ -34,13 +35,15 @@ def accumulation_steps(config: Config, ranks: int) -> int:
 
 
 def check_bins(config: Config, num_records: int) -> None:
-    """InputError where there are fewer records than bins."""
-    _at_most("clustering.num_bins", config.clustering.num_bins, num_records)
+    """InputError where there are fewer records than the bins that they are to be put into."""
+    if "cluster" in needed_stages(config):
+        _at_most("clustering.num_bins", config.clustering.num_bins, num_records)
 
 
 def check_budget(config: Config, num_records: int) -> None:
     """InputError where there are fewer records than the budget asks for."""
-    _at_most("selection.budget", config.selection.budget, num_records)
+    if config.selection.method != "all":
+        _at_most("selection.budget", config.selection.budget, num_records)
 
 
 def _at_most(key: str, value: int, num_records: int) -> None:

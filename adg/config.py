@@ -20,6 +20,7 @@ from yaml import YAMLError
 
 from adg.errors import InputError
 
+PROMPTS = ("alpaca", "alpaca_no_input", "chat")
 BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")
 
 
@@ -42,6 +43,10 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     _require(value in allowed, key, value, " or ".join(allowed))
 
 
+def _positive_or_none(key: str, value: int | None) -> None:
+    _require(value is None or value >= 1, key, value, "null or 1 or more")
+
+
 @dataclass
 class ModelConfig:
     name_or_path: str = _key(MISSING, "backbone: a hub name, a Hugging Face folder or a GGUF file")
@@ -58,13 +63,16 @@ class PoolConfig:
     limit: int | None = _key(None, "use only the first so many usable records; null: all")
 
     def __post_init__(self) -> None:
-        _require(self.limit is None or self.limit > 0, "pool.limit", self.limit, "null or above 0")
+        _positive_or_none("pool.limit", self.limit)
 
 
 @dataclass
 class GenerationConfig:
     sampler: str = _key("vllm", "engine that answers: vllm, or transformers (slow, runs any model)")
-    prompt: str = _key("alpaca", "prompt template: alpaca, or chat (the tokenizer's own)")
+    prompt: str = _key("alpaca", "prompt template: alpaca, alpaca_no_input (drops the input), or "
+                                 "chat (the tokenizer's own)")
+    max_prompt_tokens: int | None = _key(None, "only the prompt's first so many tokens, which may "
+                                               "cut off its end; null: all")
     num_answers: int = _key(5, "answers per instruction (K)")
     temperature: float = _key(1.4, "sampling temperature")
     top_p: float = _key(0.9, "nucleus sampling: share of probability that is kept")
@@ -75,7 +83,8 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         _one_of("generation.sampler", self.sampler, ("vllm", "transformers"))
-        _one_of("generation.prompt", self.prompt, ("alpaca", "chat"))
+        _one_of("generation.prompt", self.prompt, PROMPTS)
+        _positive_or_none("generation.max_prompt_tokens", self.max_prompt_tokens)
         _require(self.num_answers >= 2, "generation.num_answers", self.num_answers, "2 or more")
         _require(self.temperature > 0, "generation.temperature", self.temperature, "above 0")
         _require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "above 0 and at most 1")
@@ -90,26 +99,37 @@ class GenerationConfig:
 
 @dataclass
 class EmbeddingConfig:
-    recipe: str = _key("paper", "which tokens make a vector: paper (the answer's own)")
+    recipe: str = _key("paper", "what text makes a vector: paper (prompt and answer, averaged over "
+                                "the answer) or released (instruction and answer as one text)")
     layers: list[int] = _key([-4, -3, -2, -1], "layers whose outputs are averaged; -1: last")
+    token_weights: str = _key("uniform", "weights in the mean: uniform, or content (0 for "
+                                         "punctuation, 1.3 for figures)")
+    empty_answers: str = _key("leave_out", "an answer without a token: leave_out (D and I are over "
+                                           "the others), zero (a zero vector) or instruction "
+                                           "(recipe released: the instruction alone)")
     max_length: int = _key(2048, "tokens of prompt plus answer; longer answers lose their end")
+    instruction_max_length: int = _key(2048, "tokens of an instruction; longer ones lose their end")
     tokens_per_batch: int = _key(8192, "tokens of one forward pass, padding included", tuning=True)
     keep_answer_embeddings: bool = _key(False, "also write answer vectors (K x H floats a record)")
 
     def __post_init__(self) -> None:
-        _one_of("embedding.recipe", self.recipe, ("paper",))
+        _one_of("embedding.recipe", self.recipe, ("paper", "released"))
+        _one_of("embedding.token_weights", self.token_weights, ("uniform", "content"))
+        allowed = ("leave_out", "zero", *["instruction"] * (self.recipe == "released"))
+        _one_of("embedding.empty_answers", self.empty_answers, allowed)
         _require(bool(self.layers), "embedding.layers", self.layers, "at least one layer")
         distinct = len(set(self.layers)) == len(self.layers)
         _require(distinct, "embedding.layers", self.layers, "layers that differ")
-        _require(self.max_length >= 1, "embedding.max_length", self.max_length, "1 or more")
-        size = self.tokens_per_batch
-        _require(size >= 1, "embedding.tokens_per_batch", size, "1 or more")
+        for name in ("max_length", "instruction_max_length", "tokens_per_batch"):
+            value = getattr(self, name)
+            _require(value >= 1, f"embedding.{name}", value, "1 or more")
 
 
 @dataclass
 class ClusteringConfig:
     num_bins: int = _key(1000, "semantic bins (k-means clusters)")
     batch_size: int = _key(4096, "records of one mini-batch of k-means")
+    max_batch_share: float = _key(1.0, "share of the pool that a mini-batch holds at most")
     num_init: int = _key(3, "starts of k-means, of which the best is kept")
     max_iter: int = _key(100, "passes over the pool at most")
 
@@ -117,19 +137,24 @@ class ClusteringConfig:
         for name in ("num_bins", "batch_size", "num_init", "max_iter"):
             value = getattr(self, name)
             _require(value >= 1, f"clustering.{name}", value, "1 or more")
+        share = self.max_batch_share
+        _require(0 < share <= 1, "clustering.max_batch_share", share, "above 0 and at most 1")
 
 
 @dataclass
 class SelectionConfig:
     name: str | None = _key(None, "folder under subsets/; null: the method's name")
-    method: str = _key("adg", "what ranks the records: adg")
-    recipe: str = _key("paper", "how bins share the budget: paper (largest remainder, exact)")
+    method: str = _key("adg", "what chooses the records: adg, random, longest (output in "
+                              "characters) or all (the whole pool, whatever the budget)")
+    recipe: str = _key("paper", "adg: how bins share the budget: paper (largest remainder, exact) "
+                                "or released (the release's quotas: other sizes than asked)")
     budget: int = _key(10000, "records in each subset")
-    anisotropy_weight: float = _key(0.4, "lambda: score = (1 - lambda) D + lambda I")
+    anisotropy_weight: float = _key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
+                                         "0: D alone, 1: I alone")
 
     def __post_init__(self) -> None:
-        _one_of("selection.method", self.method, ("adg",))
-        _one_of("selection.recipe", self.recipe, ("paper",))
+        _one_of("selection.method", self.method, ("adg", "random", "longest", "all"))
+        _one_of("selection.recipe", self.recipe, ("paper", "released"))
         _require(self.budget >= 1, "selection.budget", self.budget, "1 or more")
         weight = self.anisotropy_weight
         _require(0 <= weight <= 1, "selection.anisotropy_weight", weight, "from 0 to 1")
@@ -140,6 +165,7 @@ class TrainConfig:
     name: str | None = _key(None, "folder under models/; null: <selection>-<subset>, as in adg-top")
     subset: str = _key("top", "subset to fine-tune on: top, middle or bottom")
     model_name_or_path: str | None = _key(None, "what is fine-tuned; null: the selecting backbone")
+    prompt: str | None = _key(None, "prompt template; null: the one of generation.prompt")
     deepspeed: str = _key("configs/deepspeed/zero2.json", "DeepSpeed's configuration file")
     epochs: int = _key(5, "passes over the subset")
     learning_rate: float = _key(1e-5, "peak learning rate of AdamW")
@@ -154,6 +180,8 @@ class TrainConfig:
     keep_checkpoints: int = _key(2, "newest checkpoints that are kept", tuning=True)
 
     def __post_init__(self) -> None:
+        _require(self.prompt is None or self.prompt in PROMPTS, "train.prompt", self.prompt,
+                 "null or " + " or ".join(PROMPTS))
         _one_of("train.subset", self.subset, ("top", "middle", "bottom"))
         _one_of("train.lr_scheduler", self.lr_scheduler, ("cosine", "linear", "constant"))
         for name in ("epochs", "batch_size", "per_device_batch_size", "max_length", "save_steps"):
@@ -183,8 +211,7 @@ class EvalConfig:
         _require(bool(self.benchmarks), "eval.benchmarks", self.benchmarks,
                  "at least one benchmark")
         for name in ("limit", "max_new_tokens"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"eval.{name}", value, "null or 1 or more")
+            _positive_or_none(f"eval.{name}", getattr(self, name))
         _require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "1 or more")
 
 
@@ -210,6 +237,7 @@ class Config:
             _require(not isinstance(value, float) or math.isfinite(value), key, value, "finite")
         self.selection.name = self.selection.name or self.selection.method
         self.train.name = self.train.name or f"{self.selection.name}-{self.train.subset}"
+        self.train.prompt = self.train.prompt or self.generation.prompt
         self.eval.name = self.eval.name or self.train.name
         for section in ("selection", "train", "eval"):
             name = getattr(self, section).name

@@ -36,12 +36,13 @@ def num_answers(grams: np.ndarray) -> np.ndarray:
 def dispersion(grams: np.ndarray) -> np.ndarray:
     """D = tr(Sc) / K, the mean squared distance to the mean answer: [..., K, K] -> [...] in [0, 1].
 
-    NaN where fewer than two answers have a vector.
+    0 where the answers coincide. NaN where fewer than two answers have a vector.
     """
     grams = np.asarray(grams, dtype=np.float64)
     count = num_answers(grams)
     spread = np.nansum(np.diagonal(grams, axis1=-2, axis2=-1), axis=-1)
-    return np.where(count >= 2, np.maximum(spread, 0.0) / np.maximum(count, 1), np.nan)
+    spread = np.where(spread >= _NO_SPREAD, spread, 0.0)
+    return np.where(count >= 2, spread / np.maximum(count, 1), np.nan)
 
 
 def anisotropy(grams: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from adg.distributed import die_with_parent, run_script
 from adg.errors import InputError
 from adg.provenance import StageRun
 from adg.records import Pool
-from adg.stages import STAGES, model_of
+from adg.stages import STAGES, model_of, needed_stages
 
 _RANKS_WITHOUT_GPU = 2
 
@@ -37,6 +37,7 @@ _RANKS_WITHOUT_GPU = 2
 def main() -> None:
     stages, arguments = split_stages(sys.argv[1:])
     config, overwrite = parse_command(__doc__, arguments)
+    stages = stages or needed_stages(config)
     ranks, environment = layout()
     check_ahead(stages, config, ranks)
     began, ran = time.monotonic(), []
@@ -58,7 +59,10 @@ def main() -> None:
 
 
 def split_stages(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """(stages in the pipeline's order, the other arguments): bare words after the configuration."""
+    """(stages asked for, in the pipeline's order; the other arguments).
+
+    A stage is a bare word after the configuration; without one, all that are needed are meant.
+    """
     words = [word for word in arguments if not word.startswith("-") and "=" not in word]
     asked = words[1:]
     for word in asked:
@@ -67,7 +71,7 @@ def split_stages(arguments: list[str]) -> tuple[list[str], list[str]]:
             raise InputError(f"{word} is no stage" + (f"; did you mean {near[0]}?" if near else ".")
                              + f" The stages: {', '.join(STAGES)}")
     rest = [word for word in arguments if word not in asked]
-    return [name for name in STAGES if not asked or name in asked], rest
+    return [name for name in STAGES if name in asked], rest
 
 
 def check_ahead(stages: list[str], config: Config, ranks: int) -> None:

@@ -17,14 +17,14 @@ _ALPACA = (
 )
 
 
-def prompt_ids(record: dict, template: str, tokenizer: Any) -> list[int]:
-    """Token ids of a record's prompt, up to where the answer begins.
+def prompt_ids(record: dict, template: str, tokenizer: Any, limit: int | None = None) -> list[int]:
+    """Token ids of a record's prompt, up to where the answer begins; the first `limit` of them.
 
     alpaca: the Stanford Alpaca template (Taori et al. 2023), with the special tokens that the
-    tokenizer adds by itself. chat: the tokenizer's own chat template, the instruction as the user's
-    message.
+    tokenizer adds by itself. alpaca_no_input: the same, with the record's input dropped. chat: the
+    tokenizer's own chat template, the instruction as the user's message.
     """
-    return _TEMPLATES[template](record, tokenizer)
+    return _TEMPLATES[template](record, tokenizer)[:limit]
 
 
 def _alpaca_ids(record: dict, tokenizer: Any) -> list[int]:
@@ -33,16 +33,20 @@ def _alpaca_ids(record: dict, tokenizer: Any) -> list[int]:
     return tokenizer(text)["input_ids"]
 
 
+def _alpaca_no_input_ids(record: dict, tokenizer: Any) -> list[int]:
+    return _alpaca_ids(record | {"input": ""}, tokenizer)
+
+
 def _chat_ids(record: dict, tokenizer: Any) -> list[int]:
     message = {"role": "user", "content": instruction_text(record)}
     return tokenizer.apply_chat_template([message], add_generation_prompt=True, return_dict=False)
 
 
-_TEMPLATES = {"alpaca": _alpaca_ids, "chat": _chat_ids}
+_TEMPLATES = {"alpaca": _alpaca_ids, "alpaca_no_input": _alpaca_no_input_ids, "chat": _chat_ids}
 
 
 def check_template(template: str, tokenizer: Any) -> None:
-    """InputError where the tokenizer has no chat template but generation.prompt asks for it."""
+    """InputError where a template needs the tokenizer's own and it has none."""
     if template == "chat" and not tokenizer.chat_template:
-        raise InputError("generation.prompt is chat, but the model's tokenizer has no chat "
-                         "template: use alpaca")
+        raise InputError("generation.prompt or train.prompt is chat, but the model's tokenizer has "
+                         "no chat template: use alpaca")

@@ -75,13 +75,13 @@ class Pool(artifacts.JsonlRows):
         if not len(self):
             raise InputError(f"{folder / 'pool.jsonl'} is empty")
 
-    def numbered(self, wanted: range) -> Iterator[tuple[dict, str]]:
-        for record, where in super().numbered(wanted):
-            for name in ("id", "instruction", "input", "output"):
-                if not isinstance(record.get(name), str):
-                    raise InputError(f"{where}: {name} is not a string; "
-                                     f"run prepare, or mend the record")
-            yield record, where
+    def parse(self, line: bytes, where: str) -> dict:
+        record = super().parse(line, where)
+        for name in ("id", "instruction", "input", "output"):
+            if not isinstance(record.get(name), str):
+                raise InputError(f"{where}: {name} is not a string; "
+                                 f"run prepare, or mend the record")
+        return record
 
 
 class Answers(artifacts.JsonlRows):
@@ -95,18 +95,30 @@ class Answers(artifacts.JsonlRows):
                 f"{folder}/answers/ holds {len(self)} rows, but pool.jsonl has {len(pool)} "
                 f"records: it belongs to another pool, or a chunk is missing")
 
-    def texts(self, wanted: range, *, num_answers: int | None = None) -> list[list[str]]:
-        """The generated answers of each row of `wanted`, in pool order.
+    def texts(self, wanted: range, *, num_answers: int, padded: bool = False) -> list[list[str]]:
+        """num_answers generated answers of each row of `wanted`, in pool order.
 
-        Raises InputError with file and line where a row is of another record, or where it has not
-        num_answers answers (None: any number will do).
+        Raises InputError with file and line where a row is of another record, or has another number
+        of answers (padded: fewer are made up with empty ones).
         """
-        records = self._pool.rows(wanted)
-        return [_checked_texts(row, where, record, num_answers)
-                for record, (row, where) in zip(records, self.numbered(wanted), strict=True)]
+        found = []
+        for record, (row, where) in zip(self._pool.rows(wanted), self.numbered(wanted),
+                                        strict=True):
+            texts = _checked_texts(row, where, record)
+            if padded:
+                texts = texts + [""] * (num_answers - len(texts))
+            if len(texts) != num_answers:
+                raise InputError(f"{where}: {len(texts)} answers, but generation.num_answers is "
+                                 f"{num_answers}")
+            found.append(texts)
+        return found
+
+    def texts_of(self, index: int, record: dict) -> list[str]:
+        """The generated answers of one row, checked to be those of `record`."""
+        return _checked_texts(*self.row(index), record)
 
 
-def _checked_texts(row: dict, where: str, record: dict, num_answers: int | None) -> list[str]:
+def _checked_texts(row: dict, where: str, record: dict) -> list[str]:
     for name in ("id", "instruction", "input"):
         if row.get(name, None if name == "id" else record[name]) != record[name]:
             raise InputError(f"{where}: {name} is {row.get(name)!r}, but {record[name]!r} in that "
@@ -114,7 +126,4 @@ def _checked_texts(row: dict, where: str, record: dict, num_answers: int | None)
     texts = row.get("generated_answers")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{where}: generated_answers is not a list of strings")
-    if num_answers not in (None, len(texts)):
-        raise InputError(f"{where}: {len(texts)} answers, but generation.num_answers is "
-                         f"{num_answers}")
     return texts

@@ -22,7 +22,7 @@ def largest_remainder(sizes: np.ndarray, budget: int) -> np.ndarray:
     """Quotas in proportion to `sizes` [B], summing to `budget` exactly, none above its size.
 
     Whole parts first; what is left goes to the largest remainders, of equal ones to the larger bin
-    and then to the earlier one. Needs budget <= sizes.sum().
+    and then to the one given earlier. Needs budget <= sizes.sum().
     """
     sizes = np.asarray(sizes, dtype=np.int64)
     exact, total = sizes * int(budget), int(sizes.sum())
@@ -35,46 +35,102 @@ def largest_remainder(sizes: np.ndarray, budget: int) -> np.ndarray:
 def select_paper(scores: np.ndarray, bins: np.ndarray, budget: int) -> Subsets:
     """Recipe `paper`: the best of each bin, in proportion to its size, exactly `budget` of them.
 
-    scores [N] (NaN: not scored, never chosen), bins [N] of any labels. The controls have the size
-    of top wherever 3 x budget records are scored, else each the half of what top leaves. A bin
-    gives its quota of them too: bottom its lowest, middle those around the middle of what then
-    remains. A bin too small for that gives each control half of what it has beyond top; what bottom
-    then lacks are the lowest-scored records still free anywhere, and what middle lacks those free
-    ones whose rank in the pool is nearest the middle. Top is never changed for the controls' sake.
-    All three come out by score, highest first, ties in pool order. Raises InputError where fewer
-    than `budget` are scored.
+    scores [N] (NaN: not scored, never chosen), bins [N] of any labels. Of two bins with equal claim
+    to a seat, the one with the better best record gets it. The controls have the size of top
+    wherever 3 x budget records are scored, else each the half of what top leaves. A bin gives its
+    quota of them too: bottom its lowest, middle those around the middle of what then remains. A bin
+    too small for that gives each control half of what it has beyond top; what bottom then lacks are
+    the lowest-scored records still free anywhere, and what middle lacks those free ones whose rank
+    in the pool is nearest the middle. Top is never changed for the controls' sake. All three come
+    out by score, highest first, ties in pool order. Raises InputError where fewer than `budget` are
+    scored.
+    """
+    ranking = rank_scored(scores, budget)
+    members = _by_bin(ranking, np.asarray(bins)[ranking])
+    sizes = np.array([len(bin_) for bin_ in members])
+    wanted = min(budget, (len(ranking) - budget) // 2)
+    top, middle, bottom = [], [], []
+    for bin_, quota, control in zip(members, largest_remainder(sizes, budget),
+                                    largest_remainder(sizes, wanted), strict=True):
+        top.append(bin_[:quota])
+        rest = bin_[quota:]
+        lowest = min(control, len(rest) // 2)
+        bottom.append(rest[len(rest) - lowest:])
+        middle.append(_central(rest[: len(rest) - lowest], control))
+    chosen = Subsets(*(np.concatenate(parts) for parts in (top, middle, bottom)))
+    return _fill_controls(chosen, ranking, wanted)
+
+
+def select_released(scores: np.ndarray, bins: np.ndarray, budget: int) -> Subsets:
+    """Recipe `released`: the quotas of the authors' release, with other sizes than asked.
+
+    A bin gives max(1, floor(size x budget / N)) to each subset; one of fewer than 3 goes whole to
+    middle, in pool order; one too small for three quotas gives a third to top and to bottom, and
+    the rest to middle. Bins in order of first appearance, in each by score, highest first, ties in
+    pool order. A subset longer than the budget is sorted by score (bottom lowest first) and cut; a
+    shorter one stays short. scores [N] (NaN: as if not in the pool), bins [N] of any labels. Raises
+    InputError where fewer than `budget` are scored.
+    """
+    ranking = rank_scored(scores, budget)
+    scored = np.sort(ranking)
+    top, middle, bottom = [], [], []
+    for bin_ in _by_bin(ranking, np.asarray(bins)[scored], scored):
+        if len(bin_) < 3:
+            middle.append(np.sort(bin_))
+            continue
+        quota = central = max(1, len(bin_) * int(budget) // len(ranking))
+        if 3 * quota > len(bin_):
+            quota = len(bin_) // 3
+            central = len(bin_) - 2 * quota
+        top.append(bin_[:quota])
+        middle.append(_central(bin_[quota: len(bin_) - quota], central))
+        bottom.append(bin_[len(bin_) - quota:])
+    scores = np.asarray(scores, dtype=np.float64)
+    return Subsets(_cut(top, -scores, budget), _cut(middle, -scores, budget),
+                   _cut(bottom, scores, budget))
+
+
+def rank_scored(scores: np.ndarray, budget: int) -> np.ndarray:
+    """Positions of the scored records (not NaN), best first, ties in pool order.
+
+    Raises InputError where there are fewer than `budget`.
     """
     scores = np.asarray(scores, dtype=np.float64)
     ranking = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
     if not 1 <= budget <= len(ranking):
         raise InputError(f"selection.budget is {budget}, but {len(ranking)} records are scored: "
                          f"it must be at least 1 and at most that")
-    members = _by_bin(ranking, np.asarray(bins))
-    sizes = np.array([len(bin_) for bin_ in members])
-    top_quota = largest_remainder(sizes, budget)
-    wanted = min(budget, (len(ranking) - budget) // 2)
-    control_quota = largest_remainder(sizes, wanted)
-    top, middle, bottom = [], [], []
-    for bin_, quota, control in zip(members, top_quota, control_quota, strict=True):
-        top.append(bin_[:quota])
-        rest = bin_[quota:]
-        lowest = min(control, len(rest) // 2)
-        bottom.append(rest[len(rest) - lowest:])
-        rest = rest[: len(rest) - lowest]
-        central = min(control, len(rest))
-        start = (len(rest) - central) // 2
-        middle.append(rest[start: start + central])
-    chosen = Subsets(*(np.concatenate(parts) for parts in (top, middle, bottom)))
-    return _fill_controls(chosen, ranking, wanted)
+    return ranking
 
 
-def _by_bin(ranking: np.ndarray, bins: np.ndarray) -> list[np.ndarray]:
-    """The ranked records of each bin, best first; bins in order of first appearance in the pool."""
-    _, first, label = np.unique(bins, return_index=True, return_inverse=True)
+def _by_bin(ranking: np.ndarray, labels: np.ndarray, order: np.ndarray | None = None
+            ) -> list[np.ndarray]:
+    """The ranked records of each bin, best first; bins in order of first appearance in `labels`.
+
+    labels[i] is the bin of record order[i], and of ranking[i] without `order`.
+    """
+    _, first, label = np.unique(labels, return_index=True, return_inverse=True)
     appearance = np.argsort(np.argsort(first))[label]
-    grouped = ranking[np.argsort(appearance[ranking], kind="stable")]
-    sizes = np.bincount(appearance[ranking])
-    return [part for part in np.split(grouped, np.cumsum(sizes)[:-1]) if len(part)]
+    if order is not None:
+        of_record = np.empty(order[-1] + 1, dtype=np.int64)
+        of_record[order] = appearance
+        appearance = of_record[ranking]
+    grouped = ranking[np.argsort(appearance, kind="stable")]
+    return np.split(grouped, np.cumsum(np.bincount(appearance))[:-1])
+
+
+def _central(ranked: np.ndarray, count: int) -> np.ndarray:
+    """The `count` records around the middle of some (all, where there are fewer)."""
+    start = max(0, (len(ranked) - count) // 2)
+    return ranked[start: start + count]
+
+
+def _cut(parts: list[np.ndarray], keys: np.ndarray, budget: int) -> np.ndarray:
+    """The parts in one; where they exceed the budget, those of the smallest keys, ascending."""
+    chosen = np.concatenate([*parts, np.empty(0, dtype=np.int64)])
+    if len(chosen) > budget:
+        chosen = chosen[np.argsort(keys[chosen], kind="stable")[:budget]]
+    return chosen.astype(np.int64)
 
 
 def _fill_controls(chosen: Subsets, ranking: np.ndarray, wanted: int) -> Subsets:
@@ -89,4 +145,4 @@ def _fill_controls(chosen: Subsets, ranking: np.ndarray, wanted: int) -> Subsets
     return Subsets(*(ranking[np.sort(ranks)] for ranks in (rank[chosen.top], middle, bottom)))
 
 
-RECIPES = {"paper": select_paper}
+RECIPES = {"paper": select_paper, "released": select_released}

@@ -43,7 +43,7 @@ STAGES = {
     "embed": Stage(
         "embedding.embed", parallel=True, dear=True,
         keys=("chunk_size", "model.dtype", "model.trust_remote_code", "embedding",
-              "generation.prompt", "generation.num_answers"),
+              "generation.prompt", "generation.max_prompt_tokens", "generation.num_answers"),
         inputs=("pool.jsonl", "answers/", "model"),
         outputs=("instruction_embeddings/", "answer_grams/"), work="answer_embeddings/",
     ),
@@ -52,13 +52,13 @@ STAGES = {
         inputs=("pool.jsonl", "instruction_embeddings/"), outputs=("bins.npy",),
     ),
     "select": Stage(
-        "adg.score_and_select", keys=("selection",), instance="{selection}",
+        "adg.score_and_select", keys=("seed", "selection"), instance="{selection}",
         inputs=("pool.jsonl", "bins.npy", "answer_grams/"), optional_inputs=("answers/",),
         outputs=_SUBSETS,
     ),
     "finetune": Stage(
         "train.finetune", parallel=True, dear=True, instance="{train}",
-        keys=("seed", "model.dtype", "model.trust_remote_code", "generation.prompt", "train"),
+        keys=("seed", "model.dtype", "model.trust_remote_code", "train"),
         inputs=("subsets/{selection}/{subset}.json", "train.model", "train.deepspeed"),
         outputs=("models/{train}/",),
         work="train/{train}/",
@@ -85,10 +85,21 @@ def fill_in(template: str, config: Config) -> str:
 def inputs_of(name: str, config: Config) -> tuple[list[str], list[str]]:
     """(required, optional) inputs of a stage, their names filled in."""
     stage = STAGES[name]
+    if name == "select" and config.selection.method != "adg":
+        return ["pool.jsonl"], []
     required = [fill_in(template, config) for template in stage.inputs]
     if name == "evaluate" and config.eval.name == "base":
         required = ["model"]
     return required, [fill_in(template, config) for template in stage.optional_inputs]
+
+
+def needed_stages(config: Config) -> list[str]:
+    """The stages that lead to this configuration's table, in order."""
+    needed = {"select", "finetune", "evaluate", "tables"}
+    for name in reversed(STAGES):
+        if name in needed:
+            needed |= {producer_of(artefact) for artefact in inputs_of(name, config)[0]}
+    return [name for name in STAGES if name in needed]
 
 
 def outputs_of(name: str, config: Config) -> list[str]:

@@ -6,7 +6,10 @@ Reads only what the stages left in the run folder; a part whose stage has not ru
 import argparse
 import json
 import textwrap
+from collections import Counter
 from pathlib import Path
+
+import numpy as np
 
 from adg import artifacts
 from adg.config import Config, load_config
@@ -16,6 +19,7 @@ from adg.stages import STAGES, fill_in, outputs_of
 
 _EXAMPLES = 3  # records shown from each end of the ranking
 _ANSWERS = 2  # answers shown of each
+_BINS = 20  # up to here each bin is shown
 _WIDTH = 100
 
 
@@ -39,10 +43,11 @@ def summarise(run: Path, config: Config) -> list[str]:
         parts += [_title("Records"), _records(log)]
     if "select" in log:
         subsets = run / "subsets" / config.selection.name
-        scores = list(artifacts.JsonlRows(subsets / "scores.jsonl"))
-        parts += [_title("Dispersion, anisotropy, score"), *_spread(log["select"], config)]
-        parts += [_title("Highest and lowest scores"), *_extremes(run, scores)]
-        parts += [_title("Subsets by bin"), *_by_bin(subsets, scores)]
+        if config.selection.method == "adg":
+            scores = artifacts.JsonlRows(subsets / "scores.jsonl")
+            parts += [_title("Dispersion, anisotropy, score"), *_spread(log["select"], config)]
+            parts += [_title("Highest and lowest scores"), *_extremes(run, scores)]
+            parts += [_title("Subsets by bin"), *_by_bin(subsets, scores)]
     if (run / "tables.md").is_file():
         parts += [_title("Benchmarks"), (run / "tables.md").read_text(encoding="utf-8").rstrip()]
     parts += [_title("Time"), *_times(log), _title("Files"), *_files(run, config)]
@@ -67,7 +72,9 @@ def _records(log: dict[str, dict]) -> str:
            f"{prepare['records']} in the pool"
     if "select" in log:
         sizes = ", ".join(f"{name} {size}" for name, size in log["select"]["subset_sizes"].items())
-        text += f"; {log['select']['scored']} scored; {sizes}"
+        if "scored" in log["select"]:
+            text += f"; {log['select']['scored']} scored"
+        text += f"; {sizes}"
     return text
 
 
@@ -85,23 +92,26 @@ def _spread(line: dict, config: Config) -> list[str]:
     return [*rows, f"score = {1 - weight:.2g} dispersion + {weight:.2g} anisotropy; share of the "
                    f"score's variance: dispersion {shares['dispersion']:.0%}, anisotropy "
                    f"{shares['anisotropy']:.0%}: {decides} decides",
-            f"correlations: {correlations}"]
+            f"correlations: {correlations}",
+            f"of the {line['subset_sizes']['top']} records of top, "
+            f"{line['top_shared_with']['dispersion_alone']} are in that of dispersion alone, "
+            f"{line['top_shared_with']['anisotropy_alone']} in that of anisotropy alone"]
 
 
-def _extremes(run: Path, scores: list[dict]) -> list[str]:
-    ranking = sorted((row for row in range(len(scores)) if scores[row]["score"] is not None),
-                     key=lambda row: -scores[row]["score"])
+def _extremes(run: Path, scores: artifacts.JsonlRows) -> list[str]:
+    values = np.array([row["score"] for row in scores], dtype=np.float64)  # null: NaN, sorted last
+    ranking = np.argsort(-values, kind="stable")[: np.count_nonzero(~np.isnan(values))].tolist()
     shown = dict.fromkeys(ranking[:_EXAMPLES] + ranking[-_EXAMPLES:])
     pool = artifacts.JsonlRows(run / "pool.jsonl")
     answers = artifacts.JsonlRows(run / "answers") if (run / "answers").is_dir() else None
     lines = []
     for row in shown:
-        record, score = pool.rows(range(row, row + 1))[0], scores[row]
+        (record, _), (score, _) = pool.row(row), scores.row(row)
         lines.append(f"{score['score']:.4f}  D {score['dispersion']:.4f}  "
                      f"I {score['anisotropy']:.4f}  {score['id']}: "
                      + _short(record["instruction"], 60))
         if answers is not None:
-            texts = answers.rows(range(row, row + 1))[0]["generated_answers"]
+            texts = answers.row(row)[0]["generated_answers"]
             lines += [f"        - {_short(text, _WIDTH - 10)}" for text in texts[:_ANSWERS]]
     return lines
 
@@ -110,20 +120,20 @@ def _short(text: str, width: int) -> str:
     return textwrap.shorten(text, width, placeholder=" ...") or "(empty)"
 
 
-def _by_bin(subsets: Path, scores: list[dict]) -> list[str]:
-    bins = sorted({row["bin"] for row in scores})
-    counts = {"records": [row["bin"] for row in scores]}
+def _by_bin(subsets: Path, scores: artifacts.JsonlRows) -> list[str]:
+    counts = {"records": Counter(row["bin"] for row in scores)}
+    bins = sorted(counts["records"])
+    if len(bins) > _BINS:
+        sizes = counts["records"].values()
+        return [f"{len(bins)} bins of {min(sizes)} to {max(sizes)} records; "
+                f"see {subsets / 'scores.jsonl'}"]
     for name in ("top", "middle", "bottom"):
         chosen = json.loads((subsets / f"{name}.json").read_text(encoding="utf-8"))
-        counts[name] = [row["bin"] for row in chosen]
-    if len(bins) > 20:
-        return [f"{len(bins)} bins of {min(map(counts['records'].count, bins))} to "
-                f"{max(map(counts['records'].count, bins))} records; "
-                f"see {subsets / 'scores.jsonl'}"]
+        counts[name] = Counter(row["bin"] for row in chosen)
     rows = [f"{'bin':10}" + "".join(f"{bin_:>5}" for bin_ in bins) + f"{'all':>7}"]
-    for name, values in counts.items():
-        rows.append(f"{name:10}" + "".join(f"{values.count(bin_):>5}" for bin_ in bins)
-                    + f"{len(values):>7}")
+    for name, own in counts.items():
+        rows.append(f"{name:10}" + "".join(f"{own[bin_]:>5}" for bin_ in bins)
+                    + f"{own.total():>7}")
     return rows
 
 

@@ -23,7 +23,14 @@ from adg.config import Config
 from adg.geometry import centred_grams
 from adg.prompts import check_template
 from adg.records import Answers, Pool
-from embedding.pooling import RECIPES, embed_sequences, hidden_state_indices
+from embedding.pooling import (
+    EMPTY_VECTORS,
+    RECIPES,
+    TOKEN_WEIGHTS,
+    embed_sequences,
+    hidden_state_indices,
+    weigh,
+)
 
 
 def main() -> None:
@@ -38,18 +45,18 @@ def main() -> None:
         folder, trust_remote_code=config.model.trust_remote_code))
     chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
     for rows in (chunks[i] for i in distributed.my_share(range(len(chunks)))):
-        answers.texts(rows, num_answers=config.generation.num_answers)  # all, before the first
+        read_answers(answers, rows, config)  # all, before the first is embedded
     run.start()
     missing = [i for i in range(len(chunks))
                if not all(path.exists() for path in chunk_paths(run.folder, i, config).values())]
     mine = distributed.my_share(missing)
     if mine:
-        model, tokenizer = load_backbone(folder, config)
+        model, tokenizer, weights = load_backbone(folder, config)
         with distributed.progress("embed", sum(len(chunks[i]) for i in mine)) as progress:
             for i in mine:
                 records = pool.rows(chunks[i])
-                texts = answers.texts(chunks[i], num_answers=config.generation.num_answers)
-                arrays = embed_records(records, texts, model, tokenizer, config)
+                texts = read_answers(answers, chunks[i], config)
+                arrays = embed_records(records, texts, model, tokenizer, weights, config)
                 for name, path in chunk_paths(run.folder, i, config).items():
                     artifacts.write_array(path, arrays[name])
                 progress.update(len(records))
@@ -66,8 +73,14 @@ def chunk_paths(folder: Path, index: int, config: Config) -> dict[str, Path]:
     return {name: folder / name / artifacts.chunk_name(index, "npy") for name in names}
 
 
-def load_backbone(folder: Path, config: Config) -> tuple[Any, Any]:
-    """(model without its language-model head on this rank's device, tokenizer)."""
+def read_answers(answers: Answers, rows: range, config: Config) -> list[list[str]]:
+    """K texts for each of `rows`; a row of fewer is an error where empty answers are left out."""
+    return answers.texts(rows, num_answers=config.generation.num_answers,
+                         padded=config.embedding.empty_answers != "leave_out")
+
+
+def load_backbone(folder: Path, config: Config) -> tuple[Any, Any, list[float] | None]:
+    """(model without its head on this rank's device, tokenizer, weight of each token or None)."""
     import torch
     from transformers import AutoModel
 
@@ -75,21 +88,24 @@ def load_backbone(folder: Path, config: Config) -> tuple[Any, Any]:
     check_template(config.generation.prompt, tokenizer)
     model = AutoModel.from_pretrained(folder, dtype=getattr(torch, config.model.dtype),
                                       trust_remote_code=config.model.trust_remote_code)
-    return model.to(distributed.device()).eval(), tokenizer
+    weights = TOKEN_WEIGHTS[config.embedding.token_weights](tokenizer)
+    return model.to(distributed.device()).eval(), tokenizer, weights
 
 
 def embed_records(records: list[dict], texts: list[list[str]], model: Any, tokenizer: Any,
-                  config: Config) -> dict[str, np.ndarray]:
+                  weights: list[float] | None, config: Config) -> dict[str, np.ndarray]:
     """{"instruction_embeddings" [n, H], "answer_embeddings" [n, K, H], "answer_grams" [n, K, K]}"""
-    settings, template = config.embedding, config.generation.prompt
+    settings = config.embedding
     recipe = RECIPES[settings.recipe]
-    instructions = [recipe.instruction(record, tokenizer, settings.max_length)
-                    for record in records]
-    answers = [recipe.answer(record, text, template, tokenizer, settings.max_length)
-               for record, own in zip(records, texts, strict=True) for text in own]
-    vectors = embed_sequences(model, instructions + answers, settings.layers,
-                              tokens_per_batch=settings.tokens_per_batch)
+    sequences = [recipe.instruction(record, tokenizer, config) for record in records]
+    sequences += [recipe.answer(record, text, tokenizer, config)
+                  for record, own in zip(records, texts, strict=True) for text in own]
+    vectors = embed_sequences(model, [weigh(sequence, weights) for sequence in sequences],
+                              settings.layers, tokens_per_batch=settings.tokens_per_batch)
     of_answers = vectors[len(records):].reshape(len(records), -1, vectors.shape[1])     # [n, K, H]
+    if settings.empty_answers in EMPTY_VECTORS:
+        empty = np.array([[not text for text in own] for own in texts])                 # [n, K]
+        of_answers[empty] = EMPTY_VECTORS[settings.empty_answers]
     return {"instruction_embeddings": vectors[: len(records)], "answer_embeddings": of_answers,
             "answer_grams": centred_grams(of_answers).astype(np.float32)}
 

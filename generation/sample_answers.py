@@ -71,7 +71,8 @@ def answer(records: list[dict], tokenizer: Any, sampler: Sampler, config: Config
     """
     settings = config.generation
     room = settings.max_model_len - settings.max_new_tokens
-    prompts = [prompt_ids(record, settings.prompt, tokenizer) for record in records]
+    prompts = [prompt_ids(record, settings.prompt, tokenizer, settings.max_prompt_tokens)
+               for record in records]
     fitting = [i for i, ids in enumerate(prompts) if len(ids) <= room]
     drawn = sampler.sample([prompts[i] for i in fitting],
                            [seed_of(records[i]["id"], config.seed) for i in fitting])

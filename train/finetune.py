@@ -47,7 +47,7 @@ def main() -> None:
     prepare_environment()
     folder = models.local_folder(model_of("train.model", config), config.output_dir)
     tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
-    check_template(config.generation.prompt, tokenizer)
+    check_template(config.train.prompt, tokenizer)
     records = read_subset(subset_path(config))
     examples, counts = encode_all(records, tokenizer, config)
     run.start()
@@ -113,7 +113,7 @@ def prepare_environment() -> None:
 def encode_all(records: list[dict], tokenizer: Any, config: Config) -> tuple[list[dict], dict]:
     """(examples, counts of what was cut): the records of the subset as ids and labels."""
     limit = config.train.max_length
-    encoded = [encode(record, config.generation.prompt, tokenizer, limit) for record in records]
+    encoded = [encode(record, config.train.prompt, tokenizer, limit) for record in records]
     examples = [example for example in encoded if example is not None]
     cut = sum(len(example["input_ids"]) == limit for example in examples)
     left_out = len(records) - len(examples)

@@ -36,6 +36,9 @@ def test_rows_of_a_file_and_of_a_folder_are_the_same(tmp_path: Path):
     many = artifacts.JsonlRows(tmp_path / "many")
     for wanted in (range(0), range(0, 3), range(1023, 1026), range(1690, 3500), range(4990, 5000)):
         assert one.rows(wanted) == many.rows(wanted) == [rows[i] for i in wanted]
+    for i in (0, 4999, 1700, 1699, 3400):
+        assert one.row(i)[0] == many.row(i)[0] == rows[i]
+    assert many.row(1700)[1] == f"{tmp_path}/many/00001.jsonl:1"
     assert [where for _, where in many.numbered(range(1699, 1701))] == [
         f"{tmp_path}/many/00000.jsonl:1700", f"{tmp_path}/many/00001.jsonl:1"]
 
@@ -52,17 +55,22 @@ def test_arrays_are_checked(tmp_path: Path):
     folder = tmp_path / "a"
     artifacts.write_array(folder / "00000.npy", np.ones((2, 3), np.float32))
     artifacts.write_array(folder / "00001.npy", np.zeros((1, 3), np.float32))
-    assert artifacts.read_arrays(folder, 3, row_dims=1).tolist() == [[1] * 3, [1] * 3, [0] * 3]
+    for size, expected in ((1, [[[1] * 3], [[1] * 3], [[0] * 3]]),
+                           (2, [[[1] * 3, [1] * 3], [[0] * 3]]),
+                           (9, [[[1] * 3, [1] * 3, [0] * 3]])):
+        blocks = artifacts.array_blocks(folder, 3, row_dims=1, block_size=size)
+        assert [artifacts.read_block(block).tolist() for block in blocks] == expected
+    assert artifacts.place_in(blocks[0], 2) == f"{folder}/00001.npy: row 0"
     with pytest.raises(InputError, match="holds 3 rows, but pool.jsonl has 4"):
-        artifacts.read_arrays(folder, 4, row_dims=1)
+        artifacts.array_blocks(folder, 4, row_dims=1, block_size=9)
     with pytest.raises(InputError, match="00000.npy"):
-        artifacts.read_arrays(folder, 3, row_dims=2)
+        artifacts.array_blocks(folder, 3, row_dims=2, block_size=9)
     artifacts.write_array(folder / "00001.npy", np.zeros((1, 4), np.float32))
     with pytest.raises(InputError, match="00001.npy"):
-        artifacts.read_arrays(folder, 3, row_dims=1)
+        artifacts.array_blocks(folder, 3, row_dims=1, block_size=9)
     (folder / "00001.npy").write_bytes((folder / "00000.npy").read_bytes()[:-4])
     with pytest.raises(InputError, match="00001.npy: not a whole"):
-        artifacts.read_arrays(folder, 3, row_dims=1)
+        artifacts.array_blocks(folder, 3, row_dims=1, block_size=9)
 
 
 def test_the_hash_of_a_changed_file_is_made_anew(tmp_path: Path):

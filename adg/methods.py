@@ -1,0 +1,166 @@
+"""What chooses the records of the subsets: the values of selection.method.
+
+Shapes: N records of the pool, K answers each, B of them in a block.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adg import artifacts, geometry
+from adg.config import Config
+from adg.errors import InputError
+from adg.records import Pool
+from adg.selection import RECIPES, Subsets, select_paper
+
+_BLOCK = 8192  # Gram matrices that one thread has at hand
+_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+class Choice(NamedTuple):
+    """What a method made of a pool: columns of scores.jsonl [N] (NaN: none), subsets, figures."""
+
+    columns: dict[str, np.ndarray]
+    subsets: Subsets
+    report: dict[str, Any]
+
+
+# adg
+
+
+def choose_by_divergence(folder: Path, pool: Pool, config: Config) -> Choice:
+    """Method adg: the highest scores of each bin (paper, method)."""
+    settings = config.selection
+    bins = read_bins(folder / "bins.npy", len(pool))
+    columns = score_grams(folder / "answer_grams", len(pool), settings.anisotropy_weight)
+    select = RECIPES[settings.recipe]
+    subsets = select(columns["score"], bins, settings.budget)
+    alone = {f"{term}_alone": len(np.intersect1d(
+        subsets.top, select(columns[term], bins, settings.budget).top))
+        for term in ("dispersion", "anisotropy")}
+    return Choice({"bin": bins} | columns, subsets,
+                  describe_scores(columns, settings.anisotropy_weight) | {"top_shared_with": alone})
+
+
+def read_bins(path: Path, num_records: int) -> np.ndarray:
+    """The bin of each record, int [N]; InputError where the file is something else."""
+    bins = np.array(artifacts.read_array(path))
+    if bins.shape != (num_records,) or bins.dtype.kind not in "iu":
+        raise InputError(f"{path}: {bins.dtype} of shape {bins.shape}; expected integers of shape "
+                         f"({num_records},), one for each record of pool.jsonl")
+    return bins
+
+
+def score_grams(folder: Path, num_records: int, anisotropy_weight: float) -> dict[str, np.ndarray]:
+    """{"num_answers", "dispersion", "anisotropy", "score"}, each [N], from answer_grams/.
+
+    Block by block, in as many threads as there are processors.
+    """
+    blocks = artifacts.array_blocks(folder, num_records, row_dims=2, block_size=_BLOCK)
+
+    def measure(block: artifacts.Block) -> tuple[np.ndarray, ...]:
+        grams = artifacts.read_block(block)                                             # [B, K, K]
+        check_grams(grams, block)
+        return geometry.num_answers(grams), geometry.dispersion(grams), geometry.anisotropy(grams)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+        counts, dispersion, anisotropy = (np.concatenate(parts) for parts in
+                                          zip(*workers.map(measure, blocks), strict=True))
+    return {"num_answers": counts, "dispersion": dispersion, "anisotropy": anisotropy,
+            "score": geometry.divergence_score(dispersion, anisotropy, anisotropy_weight)}
+
+
+def check_grams(grams: np.ndarray, block: artifacts.Block) -> None:
+    """InputError where [B, K, K] cannot be Gram matrices of centred unit vectors.
+
+    Each is symmetric with a trace from 0 to K; a missing answer is NaN in its whole row and column.
+    """
+    num_answers = grams.shape[1]
+    if grams.shape[1] != grams.shape[2] or num_answers < 2:
+        raise InputError(f"{block[0][0]} has rows of shape {grams.shape[1:]}; expected K x K with "
+                         f"K of 2 or more")
+    missing = np.isnan(np.diagonal(grams, axis1=1, axis2=2))                            # [B, K]
+    hidden = missing[:, :, None] | missing[:, None, :]
+    filled = np.where(hidden, 0.0, grams)
+    with np.errstate(invalid="ignore", over="ignore"):
+        trace = np.trace(filled, axis1=1, axis2=2)
+        uneven = np.abs(filled - np.swapaxes(filled, 1, 2)).max(axis=(1, 2))
+    stray = (~np.isnan(grams) & hidden).any(axis=(1, 2))
+    good = (uneven <= 1e-4) & (trace >= -1e-4) & (trace <= num_answers * (1 + 1e-4)) & ~stray
+    if not good.all():
+        raise InputError(f"{artifacts.place_in(block, np.flatnonzero(~good)[0])} is no Gram matrix "
+                         f"of centred unit vectors; make its chunk again")
+
+
+def describe_scores(columns: dict[str, np.ndarray], anisotropy_weight: float) -> dict:
+    """Counts, quantiles, correlations, and the share of the score's variance that each term brings.
+
+    A term's share is its covariance with the score over the score's variance; the two sum to 1.
+    Shares and correlations are None where there is no variance.
+    """
+    scored = ~np.isnan(columns["score"])
+    known = {name: columns[name][scored] for name in ("dispersion", "anisotropy", "score")}
+    terms = {"dispersion": (1 - anisotropy_weight) * known["dispersion"],
+             "anisotropy": anisotropy_weight * known["anisotropy"]}
+    variance = known["score"].var()
+    pairs = (("dispersion", "anisotropy"), ("dispersion", "score"), ("anisotropy", "score"))
+    most = columns["num_answers"].max()
+    return {
+        "scored": int(scored.sum()), "unscored": int((~scored).sum()),
+        "incomplete": int((scored & (columns["num_answers"] < most)).sum()),
+        "quantiles": {name: dict(zip(map(str, _QUANTILES), np.quantile(values, _QUANTILES).tolist(),
+                                     strict=True)) for name, values in known.items()},
+        "variance_share": {
+            name: float(np.mean((term - term.mean()) * (known["score"] - known["score"].mean()))
+                        / variance) if variance > 0 else None for name, term in terms.items()},
+        "correlation": {f"{a}-{b}": _correlation(known[a], known[b]) for a, b in pairs},
+    }
+
+
+def _correlation(left: np.ndarray, right: np.ndarray) -> float | None:
+    if len(left) < 2 or left.std() == 0 or right.std() == 0:
+        return None
+    return float(np.corrcoef(left, right)[0, 1])
+
+
+# Controls: they need the pool only
+
+
+def choose_at_random(folder: Path, pool: Pool, config: Config) -> Choice:
+    """Method random: top, middle and bottom are disjoint draws without replacement, by the seed."""
+    draw, budget = random.Random(config.seed), config.selection.budget
+    top = draw.sample(range(len(pool)), budget)
+    rest = np.setdiff1d(np.arange(len(pool)), top).tolist()
+    size = min(budget, len(rest) // 2)
+    controls = draw.sample(rest, 2 * size)
+    return _without_scores(pool, (top, controls[:size], controls[size:]))
+
+
+def choose_longest(folder: Path, pool: Pool, config: Config) -> Choice:
+    """Method longest: the score is the length of the record's output in characters; no bins."""
+    lengths = np.array([len(record["output"]) for record in pool], dtype=np.float64)
+    subsets = select_paper(lengths, np.zeros(len(pool), dtype=int), config.selection.budget)
+    return _without_scores(pool, subsets, score=lengths)
+
+
+def choose_all(folder: Path, pool: Pool, config: Config) -> Choice:
+    """Method all: top is the whole pool, whatever the budget; the controls are empty."""
+    return _without_scores(pool, (range(len(pool)), (), ()))
+
+
+def _without_scores(pool: Pool, subsets: Iterable, **columns: np.ndarray) -> Choice:
+    absent = np.full(len(pool), np.nan)
+    names = ("bin", "num_answers", "dispersion", "anisotropy", "score")
+    return Choice(dict.fromkeys(names, absent) | columns,
+                  Subsets(*(np.array(rows, dtype=np.int64) for rows in subsets)), {})
+
+
+METHODS: dict[str, Callable[[Path, Pool, Config], Choice]] = {
+    "adg": choose_by_divergence, "random": choose_at_random, "longest": choose_longest,
+    "all": choose_all,
+}

@@ -1,0 +1,122 @@
+"""What selection.method chooses, through the stage, and what it reports."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import RECORDS
+
+from adg import artifacts, methods, score_and_select
+from adg.geometry import anisotropy, centred_grams, dispersion
+from adg.selection import select_paper
+from adg.stages import needed_stages
+from generation import prepare_pool
+
+
+@pytest.fixture
+def select(config_file, stage, tmp_path: Path):
+    """Runs prepare and select on the small pool; returns the ids of top, middle, bottom, scores."""
+
+    def run(*overrides: str) -> tuple[list[list[str]], list[dict]]:
+        stage(prepare_pool, config_file())
+        stage(score_and_select, config_file(), *overrides)
+        folder = next((tmp_path / "run/subsets").glob("*"))
+        subsets = [[record["id"] for record in json.loads((folder / f"{name}.json").read_text())]
+                   for name in ("top", "middle", "bottom")]
+        return subsets, list(artifacts.JsonlRows(folder / "scores.jsonl"))
+
+    return run
+
+
+def test_random_is_a_seeded_draw(select, tmp_path):
+    (top, middle, bottom), scores = select("selection.method=random", "seed=7")
+    expected = random.Random(7).sample(range(10), 3)
+    assert top == [RECORDS[i]["id"] for i in expected]
+    assert len({*top, *middle, *bottom}) == 9
+    assert [row["id"] for row in scores] == [record["id"] for record in RECORDS]
+    assert all(row[name] is None for row in scores
+               for name in ("bin", "num_answers", "dispersion", "anisotropy", "score"))
+
+
+def test_longest_takes_the_longest_outputs(config_file, stage, tmp_path):
+    lengths = [3, 9, 1, 9, 5, 2, 8, 4, 7, 6]
+    pool = [record | {"output": "x" * length} for record, length in zip(RECORDS, lengths,
+                                                                        strict=True)]
+    artifacts.write_jsonl(tmp_path / "pool.jsonl", pool)
+    stage(prepare_pool, config_file())
+    stage(score_and_select, config_file(), "selection.method=longest")
+    folder = tmp_path / "run/subsets/longest"
+    found = {name: [len(record["output"]) for record in json.loads(
+        (folder / f"{name}.json").read_text())] for name in ("top", "middle", "bottom")}
+    assert found == {"top": [9, 9, 8], "middle": [7, 6, 5], "bottom": [3, 2, 1]}
+    assert json.loads((folder / "top.json").read_text())[0]["id"] == "r1"  # ties: pool order
+
+
+def test_all_is_the_whole_pool_whatever_the_budget(select):
+    (top, middle, bottom), _ = select("selection.method=all", "selection.budget=500")
+    assert top == [record["id"] for record in RECORDS] and middle == bottom == []
+
+
+def test_methods_that_need_only_the_pool_need_no_answers(config_file):
+    from adg.config import load_config
+
+    config = load_config(config_file(), ["selection.method=random"])
+    assert needed_stages(config) == ["prepare", "select", "finetune", "evaluate", "tables"]
+    config = load_config(config_file(), [])
+    assert needed_stages(config) == ["prepare", "sample", "embed", "cluster", "select", "finetune",
+                                     "evaluate", "tables"]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
+def test_adg_scores_and_says_what_decides(config_file, stage, tmp_path, weight):
+    rng = np.random.default_rng(3)
+    grams = centred_grams(rng.normal(size=(10, 3, 8))).astype(np.float32)
+    stage(prepare_pool, config_file())
+    run = tmp_path / "run"
+    for number, rows in enumerate(artifacts.chunk_bounds(10, 4)):
+        artifacts.write_array(run / f"answer_grams/{number:05d}.npy",
+                              grams[rows.start: rows.stop])
+    bins = np.arange(10, dtype=np.int32) % 2
+    artifacts.write_array(run / "bins.npy", bins)
+    stage(score_and_select, config_file(), f"selection.anisotropy_weight={weight}")
+    d, i = dispersion(grams), anisotropy(grams)
+    score = (1 - weight) * d + weight * i
+    rows = list(artifacts.JsonlRows(run / "subsets/adg/scores.jsonl"))
+    assert np.allclose([row["score"] for row in rows], score, atol=1e-12)
+    top = [record["id"] for record in json.loads((run / "subsets/adg/top.json").read_text())]
+    assert top == [f"r{row}" for row in select_paper(score, bins, 3).top]
+    line = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    chosen = set(select_paper(score, bins, 3).top)
+    alone = {name: len(chosen & set(select_paper(values, bins, 3).top))
+             for name, values in (("dispersion_alone", d), ("anisotropy_alone", i))}
+    assert line["top_shared_with"] == alone
+    assert line["variance_share"]["dispersion"] + line["variance_share"]["anisotropy"] \
+        == pytest.approx(1)
+    assert line["quantiles"]["anisotropy"]["0.5"] == pytest.approx(np.median(i))
+
+
+def test_a_record_without_answers_is_listed_and_its_neighbours_keep_their_rows(
+        config_file, stage, tmp_path, capsys):
+    grams = centred_grams(np.random.default_rng(3).normal(size=(10, 3, 8)))
+    grams[4] = np.nan
+    stage(prepare_pool, config_file())
+    run = tmp_path / "run"
+    artifacts.write_array(run / "answer_grams/00000.npy", grams.astype(np.float32))
+    artifacts.write_array(run / "bins.npy", np.zeros(10, np.int32))
+    stage(score_and_select, config_file())
+    assert "not scored, for want of two answers with a vector: r4" in capsys.readouterr().out
+    rows = list(artifacts.JsonlRows(run / "subsets/adg/scores.jsonl"))
+    assert [row["id"] for row in rows] == [f"r{i}" for i in range(10)]
+    assert rows[4]["score"] is None and rows[4]["num_answers"] == 0
+    assert rows[5]["dispersion"] == pytest.approx(dispersion(grams[5]), abs=1e-6)
+
+
+def test_blocks_change_nothing(tmp_path, monkeypatch):
+    grams = centred_grams(np.random.default_rng(1).normal(size=(50, 5, 8))).astype(np.float32)
+    artifacts.write_array(tmp_path / "g/0.npy", grams)
+    whole = methods.score_grams(tmp_path / "g", 50, 0.4)
+    monkeypatch.setattr(methods, "_BLOCK", 7)
+    for name, values in methods.score_grams(tmp_path / "g", 50, 0.4).items():
+        assert (values == whole[name]).all()
