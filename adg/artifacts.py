@@ -1,15 +1,11 @@
-"""The files of a run folder: whole or absent, and read with checks.
+"""The files of a run folder: whole or absent; JSON and JSONL, chunks. Arrays are in adg.arrays.
 
 A file is written aside, flushed to disk and renamed, so a process killed at any moment leaves the
-old file or the new one. Row i of every array and line i of every JSONL belongs to line i of
-pool.jsonl.
-
-Shapes: N records.
+old file or the new one. Line i over the files of every JSONL belongs to line i of pool.jsonl.
 """
 
 import contextlib
 import json
-import math
 import os
 from array import array
 from bisect import bisect_right
@@ -18,11 +14,7 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from adg.errors import InputError
-
-_LARGE = 1 << 26  # bytes of a .npy file that is mapped instead of read
 
 # Writing
 
@@ -95,12 +87,6 @@ def write_json_array(path: Path, rows: Iterable[dict]) -> None:
         for number, row in enumerate(rows):
             file.write((",\n" if number else "\n") + to_line(row))
         file.write("\n]\n")
-
-
-def write_array(path: Path, values: np.ndarray) -> None:
-    """Write a .npy file."""
-    with written_aside(path) as aside, aside.open("wb") as file:
-        np.save(file, values, allow_pickle=False)
 
 
 def drop_torn_line(log: BinaryIO) -> None:
@@ -218,85 +204,3 @@ def parse_record(line: bytes, where: str) -> dict:
         raise InputError(f"{where}: a {type(record).__name__}, not a JSON object; "
                          f"mend or remove it")
     return record
-
-
-Block = list[tuple[Path, range]]  # some rows of each of a few files that follow each other
-
-
-def array_blocks(folder: Path, num_rows: int, *, row_dims: int, block_size: int) -> list[Block]:
-    """All rows of a chunked array in order, in blocks of at most block_size rows.
-
-    Raises InputError where the chunks hold another number of rows than num_rows, or rows that are
-    unlike each other or no floats.
-    """
-    blocks, room, total, first = [], 0, 0, None
-    for path in chunk_files(folder, "npy"):
-        shape, dtype = _shape_and_type(path)
-        first = shape[1:] if first is None else first
-        if len(shape) != row_dims + 1 or shape[1:] != first or dtype.kind != "f":
-            raise InputError(f"{path}: {dtype} of shape {shape}; expected rows of floats with "
-                             f"{row_dims} dimension(s), alike in all files of the folder")
-        for rows in chunk_bounds(shape[0], block_size):
-            if len(rows) > room:
-                blocks.append([])
-                room = block_size
-            blocks[-1].append((path, rows))
-            room -= len(rows)
-        total += shape[0]
-    if total != num_rows:
-        raise InputError(f"{folder}/ holds {total} rows, but pool.jsonl has {num_rows} records: "
-                         f"it belongs to another pool, or a chunk is missing")
-    return blocks
-
-
-def read_block(block: Block) -> np.ndarray:
-    """The rows of a block, in float32."""
-    return np.concatenate([read_array(path)[rows.start: rows.stop] for path, rows in block],
-                          dtype=np.float32, casting="same_kind")
-
-
-def place_in(block: Block, index: int) -> str:
-    """"file: row r" of the row that stands at `index` in a block."""
-    for path, rows in block:
-        if index < len(rows):
-            return f"{path}: row {rows.start + index}"
-        index -= len(rows)
-    raise IndexError(index)
-
-
-def read_array(path: Path) -> np.ndarray:
-    """A .npy file, memory-mapped where it is large.
-
-    Raises InputError where it is missing, truncated or no array.
-    """
-    with _named(path):
-        large = path.stat().st_size > _LARGE
-        values = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
-        if not isinstance(values, np.ndarray):
-            raise ValueError("an archive of arrays, not one")
-    return values
-
-
-def _shape_and_type(path: Path) -> tuple[tuple[int, ...], np.dtype]:
-    """What the header of a .npy file says, checked against the file's size."""
-    with _named(path), path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0,
-                       (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-        if read_header is None:
-            raise ValueError(f"version {version} of the format")
-        shape, _, dtype = read_header(file)
-        if path.stat().st_size - file.tell() != math.prod(shape) * dtype.itemsize:
-            raise ValueError("not as long as its header says")
-    return shape, dtype
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a whole .npy file ({error}); remove it and run its stage "
-                         f"again") from None

@@ -51,11 +51,12 @@ def read_selection(path: Path) -> Selection:
             raise InputError(f"{path}: neither a run folder with a config.yaml, nor a folder "
                              f"subsets/NAME with a scores.jsonl")
         folder = path / "subsets" / load_config(path / "config.yaml", []).selection.name
-    rows = list(artifacts.JsonlRows(folder / "scores.jsonl"))
     try:
-        ids = [row["id"] for row in rows]
-        columns = {name: np.array([row[name] for row in rows], dtype=np.float64)
-                   for name in _COLUMNS}
+        rows = [(row["id"], *(row[name] for name in _COLUMNS))
+                for row in artifacts.JsonlRows(folder / "scores.jsonl")]
+        ids = [record_id for record_id, *_ in rows]
+        values = np.array([own for _, *own in rows], dtype=np.float64)                    # [N, 3]
+        columns = dict(zip(_COLUMNS, values.reshape(-1, len(_COLUMNS)).T, strict=True))
         top = {record["id"] for record in json.loads((folder / "top.json").read_bytes())}
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
         raise InputError(f"{folder}: not what select writes ({error}); run select again") from None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adg import artifacts, geometry
+from adg import arrays, geometry
 from adg.config import Config
 from adg.errors import InputError
 from adg.records import Pool
@@ -49,7 +49,7 @@ def choose_by_divergence(folder: Path, pool: Pool, config: Config) -> Choice:
 
 def read_bins(path: Path, num_records: int) -> np.ndarray:
     """The bin of each record, int [N]; InputError where the file is something else."""
-    bins = np.array(artifacts.read_array(path))
+    bins = np.array(arrays.read_array(path))
     if bins.shape != (num_records,) or bins.dtype.kind not in "iu":
         raise InputError(f"{path}: {bins.dtype} of shape {bins.shape}; expected integers of shape "
                          f"({num_records},), one for each record of pool.jsonl")
@@ -61,10 +61,10 @@ def score_grams(folder: Path, num_records: int, anisotropy_weight: float) -> dic
 
     Block by block, in as many threads as there are processors.
     """
-    blocks = artifacts.array_blocks(folder, num_records, row_dims=2, block_size=_BLOCK)
+    blocks = arrays.array_blocks(folder, num_records, row_dims=2, block_size=_BLOCK)
 
-    def measure(block: artifacts.Block) -> tuple[np.ndarray, ...]:
-        grams = artifacts.read_block(block)                                             # [B, K, K]
+    def measure(block: arrays.Block) -> tuple[np.ndarray, ...]:
+        grams = arrays.read_block(block)                                             # [B, K, K]
         check_grams(grams, block)
         return geometry.num_answers(grams), geometry.dispersion(grams), geometry.anisotropy(grams)
 
@@ -75,7 +75,7 @@ def score_grams(folder: Path, num_records: int, anisotropy_weight: float) -> dic
             "score": geometry.divergence_score(dispersion, anisotropy, anisotropy_weight)}
 
 
-def check_grams(grams: np.ndarray, block: artifacts.Block) -> None:
+def check_grams(grams: np.ndarray, block: arrays.Block) -> None:
     """InputError where [B, K, K] cannot be Gram matrices of centred unit vectors.
 
     Each is symmetric with a trace from 0 to K; a missing answer is NaN in its whole row and column.
@@ -93,7 +93,7 @@ def check_grams(grams: np.ndarray, block: artifacts.Block) -> None:
     stray = (~np.isnan(grams) & hidden).any(axis=(1, 2))
     good = (uneven <= 1e-4) & (trace >= -1e-4) & (trace <= num_answers * (1 + 1e-4)) & ~stray
     if not good.all():
-        raise InputError(f"{artifacts.place_in(block, np.flatnonzero(~good)[0])} is no Gram matrix "
+        raise InputError(f"{arrays.place_in(block, np.flatnonzero(~good)[0])} is no Gram matrix "
                          f"of centred unit vectors; make its chunk again")
 
 

@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from adg import artifacts, provenance
+from adg import arrays, provenance
 from adg.checks import check_bins
 from adg.command import parse_command
 from adg.config import Config
@@ -35,7 +35,7 @@ def main() -> None:
         vectors = one_matrix(run.folder / "instruction_embeddings", num_records, scratch)
         bins = cluster(vectors, config)
     run.start()
-    artifacts.write_array(run.folder / "bins.npy", bins)
+    arrays.write_array(run.folder / "bins.npy", bins)
     filled = np.unique(bins)
     say(f"[cluster] {len(filled)} of {config.clustering.num_bins} bins hold a record")
     run.finish(records=num_records, filled_bins=len(filled))
@@ -48,11 +48,11 @@ def one_matrix(folder: Path, num_records: int, scratch: IO[bytes]) -> np.ndarray
     Raises InputError where a row is not finite.
     """
     width = 0
-    for block in artifacts.array_blocks(folder, num_records, row_dims=1, block_size=_BLOCK):
-        vectors = artifacts.read_block(block)
+    for block in arrays.array_blocks(folder, num_records, row_dims=1, block_size=_BLOCK):
+        vectors = arrays.read_block(block)
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
-            raise InputError(f"{artifacts.place_in(block, bad[0])} is not finite; remove the file "
+            raise InputError(f"{arrays.place_in(block, bad[0])} is not finite; remove the file "
                              f"and run embed again")
         scratch.write(vectors.tobytes())
         width = vectors.shape[1]

@@ -3,8 +3,9 @@
 Reads   pool.jsonl                        N records
         answers/*.jsonl                   N rows of K answers
 Writes  instruction_embeddings/*.npy      float32 [n, H], unit rows
-        answer_embeddings/*.npy           float32 [n, K, H], NaN for an answer without a token; only
-                                          with embedding.keep_answer_embeddings
+        answer_embeddings/*.npy           float32 [n, K, H], NaN for an answer without a token (see
+                                          embedding.empty_answers); only with
+                                          embedding.keep_answer_embeddings
         answer_grams/*.npy                float32 [n, K, K], of the centred unit answer vectors;
                                           NaN in the row and column of an answer without a token
 
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from adg import artifacts, distributed, models, provenance
+from adg import arrays, artifacts, distributed, models, provenance
 from adg.command import parse_command
 from adg.config import Config
 from adg.geometry import centred_grams
@@ -56,9 +57,9 @@ def main() -> None:
             for i in mine:
                 records = pool.rows(chunks[i])
                 texts = read_answers(answers, chunks[i], config)
-                arrays = embed_records(records, texts, model, tokenizer, weights, config)
+                vectors = embed_records(records, texts, model, tokenizer, weights, config)
                 for name, path in chunk_paths(run.folder, i, config).items():
-                    artifacts.write_array(path, arrays[name])
+                    arrays.write_array(path, vectors[name])
                 progress.update(len(records))
     if all(path.exists() for i in range(len(chunks))
            for path in chunk_paths(run.folder, i, config).values()):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adg import artifacts
+from adg import arrays, artifacts
 from adg.errors import InputError
 from adg.identity import HashCache
 
@@ -53,24 +53,24 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str):
 
 def test_arrays_are_checked(tmp_path: Path):
     folder = tmp_path / "a"
-    artifacts.write_array(folder / "00000.npy", np.ones((2, 3), np.float32))
-    artifacts.write_array(folder / "00001.npy", np.zeros((1, 3), np.float32))
+    arrays.write_array(folder / "00000.npy", np.ones((2, 3), np.float32))
+    arrays.write_array(folder / "00001.npy", np.zeros((1, 3), np.float32))
     for size, expected in ((1, [[[1] * 3], [[1] * 3], [[0] * 3]]),
                            (2, [[[1] * 3, [1] * 3], [[0] * 3]]),
                            (9, [[[1] * 3, [1] * 3, [0] * 3]])):
-        blocks = artifacts.array_blocks(folder, 3, row_dims=1, block_size=size)
-        assert [artifacts.read_block(block).tolist() for block in blocks] == expected
-    assert artifacts.place_in(blocks[0], 2) == f"{folder}/00001.npy: row 0"
+        blocks = arrays.array_blocks(folder, 3, row_dims=1, block_size=size)
+        assert [arrays.read_block(block).tolist() for block in blocks] == expected
+    assert arrays.place_in(blocks[0], 2) == f"{folder}/00001.npy: row 0"
     with pytest.raises(InputError, match="holds 3 rows, but pool.jsonl has 4"):
-        artifacts.array_blocks(folder, 4, row_dims=1, block_size=9)
+        arrays.array_blocks(folder, 4, row_dims=1, block_size=9)
     with pytest.raises(InputError, match="00000.npy"):
-        artifacts.array_blocks(folder, 3, row_dims=2, block_size=9)
-    artifacts.write_array(folder / "00001.npy", np.zeros((1, 4), np.float32))
+        arrays.array_blocks(folder, 3, row_dims=2, block_size=9)
+    arrays.write_array(folder / "00001.npy", np.zeros((1, 4), np.float32))
     with pytest.raises(InputError, match="00001.npy"):
-        artifacts.array_blocks(folder, 3, row_dims=1, block_size=9)
+        arrays.array_blocks(folder, 3, row_dims=1, block_size=9)
     (folder / "00001.npy").write_bytes((folder / "00000.npy").read_bytes()[:-4])
     with pytest.raises(InputError, match="00001.npy: not a whole"):
-        artifacts.array_blocks(folder, 3, row_dims=1, block_size=9)
+        arrays.array_blocks(folder, 3, row_dims=1, block_size=9)
 
 
 def test_the_hash_of_a_changed_file_is_made_anew(tmp_path: Path):

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from adg.command import parse_command
 from adg.config import describe_keys, flatten, load_config
@@ -83,3 +84,23 @@ def test_help_lists_every_key(capsys: pytest.CaptureFixture):
                          ids=lambda path: path.stem)
 def test_shipped_configurations_load(path: Path):
     assert flatten(load_config(path, []))["output_dir"] == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("name", ["llama3_alpaca_gpt4", "llama3_alpaca_gpt4_released"])
+def test_a_recipe_spells_out_every_value(name: str):
+    given = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())
+    spelt = {f"{section}.{key}" for section, values in given.items() if isinstance(values, dict)
+             for key in values} | given.keys()
+    names = {"selection.name", "train.name", "train.model_name_or_path", "eval.name"}
+    assert {key for key, *_ in describe_keys()} - spelt == names  # each has a default by name
+
+
+def test_the_released_recipe_differs_in_its_quirks_only():
+    paper, released = (flatten(load_config(ROOT / f"configs/{name}.yaml", [])) for name in
+                       ("llama3_alpaca_gpt4", "llama3_alpaca_gpt4_released"))
+    assert {key for key in paper if paper[key] != released[key]} == {
+        "output_dir", "generation.prompt", "generation.max_prompt_tokens",
+        "generation.min_new_tokens", "embedding.recipe", "embedding.layers",
+        "embedding.token_weights", "embedding.empty_answers", "embedding.max_length",
+        "embedding.instruction_max_length", "clustering.batch_size", "clustering.max_batch_share",
+        "selection.recipe"}

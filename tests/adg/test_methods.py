@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import RECORDS
 
-from adg import artifacts, methods, score_and_select
+from adg import arrays, artifacts, methods, score_and_select
 from adg.geometry import anisotropy, centred_grams, dispersion
 from adg.selection import select_paper
 from adg.stages import needed_stages
@@ -76,10 +76,10 @@ def test_adg_scores_and_says_what_decides(config_file, stage, tmp_path, weight):
     stage(prepare_pool, config_file())
     run = tmp_path / "run"
     for number, rows in enumerate(artifacts.chunk_bounds(10, 4)):
-        artifacts.write_array(run / f"answer_grams/{number:05d}.npy",
+        arrays.write_array(run / f"answer_grams/{number:05d}.npy",
                               grams[rows.start: rows.stop])
     bins = np.arange(10, dtype=np.int32) % 2
-    artifacts.write_array(run / "bins.npy", bins)
+    arrays.write_array(run / "bins.npy", bins)
     stage(score_and_select, config_file(), f"selection.anisotropy_weight={weight}")
     d, i = dispersion(grams), anisotropy(grams)
     score = (1 - weight) * d + weight * i
@@ -103,8 +103,8 @@ def test_a_record_without_answers_is_listed_and_its_neighbours_keep_their_rows(
     grams[4] = np.nan
     stage(prepare_pool, config_file())
     run = tmp_path / "run"
-    artifacts.write_array(run / "answer_grams/00000.npy", grams.astype(np.float32))
-    artifacts.write_array(run / "bins.npy", np.zeros(10, np.int32))
+    arrays.write_array(run / "answer_grams/00000.npy", grams.astype(np.float32))
+    arrays.write_array(run / "bins.npy", np.zeros(10, np.int32))
     stage(score_and_select, config_file())
     assert "not scored, for want of two answers with a vector: r4" in capsys.readouterr().out
     rows = list(artifacts.JsonlRows(run / "subsets/adg/scores.jsonl"))
@@ -115,7 +115,7 @@ def test_a_record_without_answers_is_listed_and_its_neighbours_keep_their_rows(
 
 def test_blocks_change_nothing(tmp_path, monkeypatch):
     grams = centred_grams(np.random.default_rng(1).normal(size=(50, 5, 8))).astype(np.float32)
-    artifacts.write_array(tmp_path / "g/0.npy", grams)
+    arrays.write_array(tmp_path / "g/0.npy", grams)
     whole = methods.score_grams(tmp_path / "g", 50, 0.4)
     monkeypatch.setattr(methods, "_BLOCK", 7)
     for name, values in methods.score_grams(tmp_path / "g", 50, 0.4).items():

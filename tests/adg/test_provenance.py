@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import RECORDS
 
-from adg import artifacts, provenance, score_and_select
+from adg import arrays, artifacts, provenance, score_and_select
 from adg.config import Config, load_config
 from adg.errors import InputError
 from adg.geometry import centred_grams
@@ -34,10 +34,10 @@ def run_folder(pool_folder: Path) -> Path:
 def add_vectors(folder: Path, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(len(RECORDS), 3, 8))
-    artifacts.write_array(folder / "answer_grams/00000.npy", centred_grams(vectors).astype("f4"))
-    artifacts.write_array(folder / "instruction_embeddings/00000.npy",
+    arrays.write_array(folder / "answer_grams/00000.npy", centred_grams(vectors).astype("f4"))
+    arrays.write_array(folder / "instruction_embeddings/00000.npy",
                           rng.normal(size=(len(RECORDS), 8)).astype("f4"))
-    artifacts.write_array(folder / "bins.npy", np.arange(len(RECORDS), dtype=np.int32) % 3)
+    arrays.write_array(folder / "bins.npy", np.arange(len(RECORDS), dtype=np.int32) % 3)
     return folder
 
 
@@ -174,7 +174,7 @@ def test_another_model_is_refused(config_file, pool_folder, tiny_model, tmp_path
     (np.zeros(10, np.float32), "bins.npy: float32"),
 ])
 def test_bins_of_a_wrong_shape_are_refused(config_file, stage, run_folder, array, message):
-    artifacts.write_array(run_folder / "bins.npy", array)
+    arrays.write_array(run_folder / "bins.npy", array)
     with pytest.raises(InputError, match=message):
         stage(score_and_select, config_file())
 
@@ -228,7 +228,7 @@ def test_overwrite_keeps_what_is_there_until_all_is_checked(config_file, stage, 
 def test_what_is_no_gram_matrix_is_named_by_row(config_file, stage, run_folder, spoil):
     grams = np.load(run_folder / "answer_grams/00000.npy")
     spoil(grams)
-    artifacts.write_array(run_folder / "answer_grams/00000.npy", grams)
+    arrays.write_array(run_folder / "answer_grams/00000.npy", grams)
     with pytest.raises(InputError, match=r"00000.npy: row 4 is no Gram matrix"):
         stage(score_and_select, config_file())
 
@@ -237,9 +237,9 @@ def test_hand_made_chunks_are_read_in_the_order_of_their_numbers(run_folder):
     whole = np.load(run_folder / "answer_grams/00000.npy")
     (run_folder / "answer_grams/00000.npy").unlink()
     for i in range(10):
-        artifacts.write_array(run_folder / f"answer_grams/{i + 1}.npy", whole[i: i + 1])
-    blocks = artifacts.array_blocks(run_folder / "answer_grams", 10, row_dims=2, block_size=4)
-    assert (np.concatenate([artifacts.read_block(block) for block in blocks]) == whole).all()
+        arrays.write_array(run_folder / f"answer_grams/{i + 1}.npy", whole[i: i + 1])
+    blocks = arrays.array_blocks(run_folder / "answer_grams", 10, row_dims=2, block_size=4)
+    assert (np.concatenate([arrays.read_block(block) for block in blocks]) == whole).all()
 
 
 def test_a_torn_line_of_the_log_is_dropped(config_file, stage, run_folder):

@@ -1,10 +1,11 @@
 """Cluster at 100,000 vectors of 2,048: time and memory, beside scikit-learn with all in memory.
 
-For N / 4, N / 2 and N vectors, as medians over rounds that alternate within one run:
+For N / 2 and N vectors, as medians over rounds that alternate within one run:
   stage       seconds of `python -m embedding.cluster`, its own memory (anonymous) and its peak with
               the mapped file's pages, which the system takes back when it needs them
-  in memory   seconds and peak of MiniBatchKMeans.fit_predict on the whole matrix
-and, by the slope from N / 2 to N, what 1,000,000 x 4,096 would take.
+  in memory   for N vectors, the same of MiniBatchKMeans.fit_predict on the whole matrix
+and, by the slope from N / 2 to N, what 1,000,000 x 4,096 would take: a part that depends on the
+width only (the starts of k-means, on a sample) and one that grows with N x width.
 
     python tests/bench/bench_cluster.py [--records 100000] [--width 2048] [--rounds 3]
 """
@@ -23,7 +24,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adg import artifacts  # noqa: E402
+from adg import arrays, artifacts  # noqa: E402
 
 BINS, CHUNK, KINDS = 1000, 500, 3000
 IN_MEMORY = """
@@ -44,13 +45,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     found = {}
-    for n in (arguments.records // 4, arguments.records // 2, arguments.records):
+    for n in (arguments.records // 2, arguments.records):
         with tempfile.TemporaryDirectory() as folder:
             config = build(Path(folder), n, arguments.width)
-            commands = {
-                "stage": ["-m", "embedding.cluster", str(config), "--overwrite"],
-                "in memory": ["-c", IN_MEMORY, f"{folder}/run/instruction_embeddings", str(BINS)],
-            }
+            commands = {"stage": ["-m", "embedding.cluster", str(config), "--overwrite"]}
+            if n == arguments.records:
+                commands["in memory"] = ["-c", IN_MEMORY, f"{folder}/run/instruction_embeddings",
+                                         str(BINS)]
             runs = {name: [] for name in commands}
             for _ in range(arguments.rounds):
                 for name, command in commands.items():
@@ -61,8 +62,9 @@ def main() -> None:
             print(f"{n:9,} x {arguments.width:,}  {name:10} {seconds:7.1f} s, own memory "
                   f"{own:5.2f} GiB, peak {peak:5.2f} GiB", flush=True)
     half, whole = (found[n]["stage"] for n in (arguments.records // 2, arguments.records))
-    steps = 1_000_000 * 4096 / (arguments.records * arguments.width / 2)  # of N / 2 vectors each
-    seconds, own = (half[i] + (whole[i] - half[i]) * (steps - 1) for i in (0, 1))
+    wider = 4096 / arguments.width
+    more = 1_000_000 / (arguments.records / 2) - 1  # times the step from N / 2 to N
+    seconds, own = (wider * (half[i] + (whole[i] - half[i]) * more) for i in (0, 1))
     print(f"1,000,000 x 4,096 by the slope: {seconds / 60:.0f} min, own memory {own:.1f} GiB, and "
           f"{1_000_000 * 4096 * 4 / 2**30:.1f} GiB of disk for the scratch file")
 
@@ -76,7 +78,7 @@ def build(folder: Path, n: int, width: int) -> Path:
     for number, rows in enumerate(artifacts.chunk_bounds(n, CHUNK)):
         drawn = centres[rng.integers(0, KINDS, len(rows))]
         drawn = drawn + rng.normal(size=drawn.shape).astype(np.float32)
-        artifacts.write_array(
+        arrays.write_array(
             folder / "run/instruction_embeddings" / artifacts.chunk_name(number, "npy"),
             drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
     config = folder / "config.yaml"

@@ -29,7 +29,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adg import artifacts, geometry, methods  # noqa: E402
+from adg import arrays, artifacts, geometry, methods  # noqa: E402
 from adg.geometry import centred_grams  # noqa: E402
 from adg.selection import select_paper  # noqa: E402
 
@@ -83,10 +83,10 @@ def build(folder: Path, n: int, budget: int) -> Path:
     artifacts.write_jsonl(run / "pool.jsonl", ({"id": str(i), "instruction": text, "input": "",
                                                 "output": text} for i in range(n)))
     share = rng.dirichlet(np.full(BINS, 2.0))
-    artifacts.write_array(run / "bins.npy", rng.choice(BINS, n, p=share).astype(np.int32))
+    arrays.write_array(run / "bins.npy", rng.choice(BINS, n, p=share).astype(np.int32))
     for number, rows in enumerate(artifacts.chunk_bounds(n, CHUNK)):
         vectors = rng.normal(size=(len(rows), 1, 16)) + rng.normal(size=(len(rows), K, 16)) / 4
-        artifacts.write_array(run / "answer_grams" / artifacts.chunk_name(number, "npy"),
+        arrays.write_array(run / "answer_grams" / artifacts.chunk_name(number, "npy"),
                               centred_grams(vectors).astype(np.float32))
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump({

@@ -7,7 +7,7 @@ import pytest
 from conftest import RECORDS, command
 from sklearn.cluster import MiniBatchKMeans
 
-from adg import artifacts
+from adg import arrays, artifacts
 from adg.config import load_config
 from adg.errors import InputError
 from embedding import cluster
@@ -34,7 +34,7 @@ def write_chunks(folder: Path, size: int) -> None:
     for path in (folder / "instruction_embeddings").glob("*"):
         path.unlink()
     for number, rows in enumerate(artifacts.chunk_bounds(N, size)):
-        artifacts.write_array(folder / f"instruction_embeddings/{number:05d}.npy",
+        arrays.write_array(folder / f"instruction_embeddings/{number:05d}.npy",
                               vectors()[rows.start: rows.stop])
 
 
@@ -66,7 +66,7 @@ def test_a_row_that_is_not_finite_is_named(config_file, stage, folder):
     path = folder / "instruction_embeddings/00001.npy"
     spoilt = np.load(path)
     spoilt[17, 3] = np.inf
-    artifacts.write_array(path, spoilt)
+    arrays.write_array(path, spoilt)
     with pytest.raises(InputError, match="00001.npy: row 17 is not finite"):
         stage(cluster, config_file(clustering=SETTINGS, selection={"budget": 5}))
     assert not (folder / "bins.npy").exists()
