@@ -107,9 +107,15 @@ class EmbeddingConfig:
     empty_answers: str = _key("leave_out", "an answer without a token: leave_out (D and I are over "
                                            "the others), zero (a zero vector) or instruction "
                                            "(recipe released: the instruction alone)")
-    max_length: int = _key(2048, "tokens of prompt plus answer; longer answers lose their end")
-    instruction_max_length: int = _key(2048, "tokens of an instruction; longer ones lose their end")
-    tokens_per_batch: int = _key(8192, "tokens of one forward pass, padding included", tuning=True)
+    max_length: int = _key(2048, "tokens of prompt plus answer, or the model's limit where that "
+                                  "is lower; longer answers lose their end")
+    instruction_max_length: int = _key(2048, "tokens of an instruction, or the model's limit; "
+                                             "longer ones lose their end")
+    tokens_per_batch: int | None = _key(None, "tokens of one forward pass, padding included; null: "
+                                              "16384 on a GPU, 1024 on a processor", tuning=True)
+    share_prompts: bool = _key(True, "recipe paper: read a prompt once for its K answers, where "
+                                     "that is less work", tuning=True)
+    gpus_per_model: int = _key(1, "GPUs that one rank spreads the model over", tuning=True)
     keep_answer_embeddings: bool = _key(False, "also write answer vectors (K x H floats a record)")
 
     def __post_init__(self) -> None:
@@ -120,7 +126,8 @@ class EmbeddingConfig:
         _require(bool(self.layers), "embedding.layers", self.layers, "at least one layer")
         distinct = len(set(self.layers)) == len(self.layers)
         _require(distinct, "embedding.layers", self.layers, "layers that differ")
-        for name in ("max_length", "instruction_max_length", "tokens_per_batch"):
+        _positive_or_none("embedding.tokens_per_batch", self.tokens_per_batch)
+        for name in ("max_length", "instruction_max_length", "gpus_per_model"):
             value = getattr(self, name)
             _require(value >= 1, f"embedding.{name}", value, "1 or more")
 

@@ -46,6 +46,11 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def warn(text: str) -> None:
+    """A line for people that any rank may have to say."""
+    print(f"{text} (rank {rank()})" if world_size() > 1 else text, file=sys.stderr, flush=True)
+
+
 def count_gpus() -> int:
     """GPUs that this process may use, found without touching CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -86,6 +91,23 @@ def device() -> str:
         return "cpu"
     torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     return f"cuda:{torch.cuda.current_device()}"
+
+
+def my_gpus(number: int) -> list[int]:
+    """This rank's CUDA devices where each rank of the node takes `number` of them in turn.
+
+    One each may be shared by several ranks. Raises InputError where the node has too few.
+    """
+    import torch
+
+    count, first = torch.cuda.device_count(), local_rank() * number
+    if number == 1:
+        return [local_rank() % count]
+    if first + number > count:
+        raise InputError(f"embedding.gpus_per_model is {number}: {local_rank() + 1} ranks on a "
+                         f"node need {first + number} GPUs, but it has {count}: start at most "
+                         f"{count // number} ranks")
+    return list(range(first, first + number))
 
 
 @contextlib.contextmanager

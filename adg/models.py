@@ -120,14 +120,6 @@ def _dequantise(source: Path, folder: Path) -> None:
     aside.rename(folder)
 
 
-def num_layers(folder: Path, *, trust_remote_code: bool) -> int:
-    """Transformer layers of the model in a folder."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return config.get_text_config().num_hidden_layers
-
-
 def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     """The model's tokenizer."""
     from transformers import AutoTokenizer

@@ -10,6 +10,7 @@ import fcntl
 import json
 import shutil
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,6 +48,7 @@ class StageRun:
         self.notes: list[str] = []  # what a person should know, and no error
         self.started = time.monotonic()
         self.record_path = self.folder / "provenance" / f"{self.label.replace(' ', '-')}.json"
+        self.counts_path = self.record_path.with_suffix(".counts")  # a folder
         self.identities = Identities(self.folder, config)
 
     # What there is
@@ -216,6 +218,9 @@ class StageRun:
             self._await_record()
             return
         self.folder.mkdir(parents=True, exist_ok=True)
+        record = self.record()
+        if record is None or self._changes(record):
+            shutil.rmtree(self.counts_path, ignore_errors=True)
         artifacts.write_json(self.record_path, {
             "stage": self.label, "state": "started", "parameters": self.parameters,
             "inputs": self.inputs(), "outputs": {},
@@ -225,7 +230,8 @@ class StageRun:
 
     def _delete_outputs(self) -> None:
         names = [*self.outputs, fill_in(self.stage.work, self.config)]
-        for path in [self.record_path, *(self.folder / name for name in names if name)]:
+        for path in [self.record_path, self.counts_path,
+                     *(self.folder / name for name in names if name)]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -240,6 +246,17 @@ class StageRun:
             time.sleep(0.2)
         raise InputError(f"{self.label}: rank 0 has recorded no start within {_PATIENCE} s")
 
+    def count(self, chunk: int, counts: dict[str, int]) -> None:
+        """Keep what there is to count in a chunk, to be added up over ranks and restarts."""
+        if any(counts.values()):
+            artifacts.write_json(self.counts_path / artifacts.chunk_name(chunk, "json"), counts)
+
+    def _total_counts(self) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for path in self.counts_path.glob("*.json"):
+            total.update(json.loads(path.read_text(encoding="utf-8")))
+        return dict(total)
+
     def finish(self, *, records: int, **counts: Any) -> None:
         """Mark the stage done and append its line to log.jsonl; `records` is what this run did."""
         seconds = time.monotonic() - self.started
@@ -250,6 +267,7 @@ class StageRun:
             record = self.record()
             if record["state"] == "finished":
                 return
+            counts |= (total := self._total_counts())
             record |= {"state": "finished",
                        "outputs": {name: self.identities.artefact(name) for name in self.outputs}}
             log.write(json.dumps({
@@ -262,8 +280,9 @@ class StageRun:
             log.flush()
             artifacts.write_json(self.record_path, record)
             self.identities.save()
+        noted = [f"{name.replace('_', ' ')}: {number}" for name, number in total.items()]
         print(f"[{self.label}] {records} records in {seconds:.1f} s "
-              f"({records / seconds:.2f} records/s)", flush=True)
+              f"({'; '.join([f'{records / seconds:.2f} records/s', *noted])})", flush=True)
 
 
 def begin(name: str, config: Config, *, overwrite: bool = False) -> StageRun | None:

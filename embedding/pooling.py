@@ -1,92 +1,19 @@
-"""Texts to vectors: window of layers, mean over weighted tokens, unit length (paper, step 2).
+"""Hidden states to vectors: token weights, window of layers, masked mean (paper, step 2).
 
-Shapes: S sequences of a batch, T tokens, H hidden.
+Shapes: S rows of a batch, K texts of a row, T tokens, H hidden.
 """
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from adg.config import Config
 from adg.errors import InputError
-from adg.prompts import prompt_ids
-from adg.records import instruction_text
-
-
-class Sequence(NamedTuple):
-    """Token ids the model reads, and the weight of each in the mean (0: read, not averaged)."""
-
-    ids: list[int]
-    weights: list[float]
-
-
-# Texts to sequences
-
-
-def paper_instruction(record: dict, tokenizer: Any, config: Config) -> Sequence:
-    """Recipe `paper`: the instruction (and its input), averaged over all but added special tokens.
-
-    The tokenizer adds those. The sequence is cut at its end to embedding.instruction_max_length.
-    """
-    encoded = tokenizer(instruction_text(record), return_special_tokens_mask=True)
-    limit = config.embedding.instruction_max_length
-    ids, special = encoded["input_ids"][:limit], encoded["special_tokens_mask"][:limit]
-    return Sequence(ids, [1.0 - flag for flag in special])
-
-
-def paper_answer(record: dict, answer: str, tokenizer: Any, config: Config) -> Sequence:
-    """Recipe `paper`: prompt and answer tokenised apart, averaged over the answer's tokens.
-
-    Longer than embedding.max_length together, the answer loses its end. An empty answer has no
-    weight at all.
-    """
-    prompt = prompt_ids(record, config.generation.prompt, tokenizer,
-                        config.generation.max_prompt_tokens)
-    ids = tokenizer(answer, add_special_tokens=False)["input_ids"] if answer else []
-    ids = ids[: max(0, config.embedding.max_length - len(prompt))]
-    return Sequence(prompt + ids, [0.0] * len(prompt) + [1.0] * len(ids))
-
-
-def released_instruction(record: dict, tokenizer: Any, config: Config) -> Sequence:
-    """Recipe `released`: the instruction without its input, averaged over all of its tokens.
-
-    The special tokens that the tokenizer adds are among them.
-    """
-    ids = tokenizer(record["instruction"], truncation=True,
-                    max_length=config.embedding.instruction_max_length)["input_ids"]
-    return Sequence(ids, [1.0] * len(ids))
-
-
-def released_answer(record: dict, answer: str, tokenizer: Any, config: Config) -> Sequence:
-    """Recipe `released`: instruction, space and answer as one text, averaged over all of it.
-
-    No template, no special tokens. An empty answer leaves the instruction alone.
-    """
-    text = f"{record['instruction']} {answer}" if answer else record["instruction"]
-    ids = tokenizer(text, add_special_tokens=False, truncation=True,
-                    max_length=config.embedding.max_length)["input_ids"]
-    return Sequence(ids, [1.0] * len(ids))
-
-
-class Recipe(NamedTuple):
-    """How texts become sequences."""
-
-    instruction: Callable[[dict, Any, Config], Sequence]
-    answer: Callable[[dict, str, Any, Config], Sequence]
-
-
-RECIPES = {"paper": Recipe(paper_instruction, paper_answer),
-           "released": Recipe(released_instruction, released_answer)}
-EMPTY_VECTORS = {"leave_out": np.nan, "zero": 0.0}  # in place of what the recipe makes of one
-
 
 # The weight of a token
 
 _FILLER = re.compile(r"""[\s,.;:!?()\[\]{}"'`~\-_/\\]+""")
 _FIGURE = re.compile(r"[\d%℃°]")
-_FIGURE_WEIGHT = float(np.float16(1.3))  # the release holds its weights in half precision
+_FIGURE_WEIGHT = 1.2998046875  # 1.3 in half precision, in which the release holds its weights
 
 
 def content_weights(tokenizer: Any) -> list[float]:
@@ -112,63 +39,65 @@ def uniform_weights(tokenizer: Any) -> None:
 TOKEN_WEIGHTS = {"uniform": uniform_weights, "content": content_weights}
 
 
-def weigh(sequence: Sequence, table: list[float] | None) -> Sequence:
-    """A sequence with its weights times those of its tokens, where one of them is left."""
-    if table is None:
-        return sequence
-    weights = [weight * table[token] for token, weight in zip(*sequence, strict=True)]
-    return sequence._replace(weights=weights) if any(weights) else sequence
+# The window of layers
 
 
-# Sequences to vectors
+def window_layers(layers: list[int], num_layers: int) -> list[int]:
+    """The window's layers counted from 0, ascending (given negative: from the end).
 
-
-def hidden_state_indices(layers: list[int], num_layers: int) -> list[int]:
-    """Places in transformers' hidden_states of the outputs of `layers` (negative: from the end).
-
-    hidden_states[0] are the token embeddings; the last entry is the last layer's after the norm.
+    Raises InputError where the model has no such layer.
     """
     for layer in layers:
         if not -num_layers <= layer < num_layers:
             raise InputError(f"embedding.layers: there is no layer {layer}: "
                              f"the model has {num_layers}")
-    return [layer + 1 if layer >= 0 else num_layers + layer + 1 for layer in layers]
+    return sorted({layer % num_layers for layer in layers})
 
 
-def plan_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
-    """Positions of each batch: longest first, padded size at most tokens_per_batch (or one)."""
-    batches: list[list[int]] = []
-    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > tokens_per_batch:
-            batches.append([])
-        batches[-1].append(position)
-    return batches
+class LayerWindow:
+    """Pools the window's layers as a model computes them; the layers after it are removed.
+
+    A layer counts with its output, the last one with the model's, after the final norm: these are
+    entries of transformers' hidden_states. Nothing of a layer is kept but its mean over tokens.
+    """
+
+    def __init__(self, model: Any, layers: list[int]) -> None:
+        stack = decoder_layers(model)
+        wanted = window_layers(layers, len(stack))
+        self._num_layers, self._to_the_end = len(wanted), wanted[-1] == len(stack) - 1
+        for index in wanted[: -1 if self._to_the_end else None]:
+            stack[index].register_forward_hook(self._on_layer)
+        del stack[wanted[-1] + 1:]
+        self._weights = self._sum = None
+
+    def _on_layer(self, layer: Any, inputs: Any, output: Any) -> None:
+        self._add(output[0] if isinstance(output, tuple) else output)
+
+    def _add(self, states: Any) -> None:
+        """Add the weighted sum over tokens, [S, K, T] x [S, T, H], in float32."""
+        added = self._weights.to(states.device) @ states.float()                       # [S, K, H]
+        self._sum = added if self._sum is None else self._sum.to(states.device) + added
+
+    def mean(self, run: Callable[[], Any], weights: Any) -> Any:
+        """Mean over window and weighted tokens [S, K, T] of what `run` has the model read.
+
+        Returns [S, K, H] float32; NaN for a text without weight.
+        """
+        self._weights, self._sum = weights, None
+        output = run()
+        if self._to_the_end:
+            self._add(output.last_hidden_state)
+        total = weights.sum(2, keepdim=True).to(self._sum.device) * self._num_layers    # [S, K, 1]
+        return self._sum / total
 
 
-def embed_sequences(model: Any, sequences: list[Sequence], layers: list[int], *,
-                    tokens_per_batch: int) -> np.ndarray:
-    """Unit vectors of sequences, [len(sequences), H] float32; NaN where no token has weight."""
-    vectors = np.full((len(sequences), model.config.hidden_size), np.nan, dtype=np.float32)
-    with_weight = [i for i, sequence in enumerate(sequences) if any(sequence.weights)]
-    indices = hidden_state_indices(layers, model.config.num_hidden_layers)
-    lengths = [len(sequences[i].ids) for i in with_weight]
-    for batch in plan_batches(lengths, tokens_per_batch):
-        rows = [with_weight[position] for position in batch]
-        vectors[rows] = _embed_batch(model, [sequences[i] for i in rows], indices)
-    return vectors
+def decoder_layers(model: Any) -> Any:
+    """The list of a transformer's layers, as the model runs through it."""
+    from torch.nn import ModuleList
 
-
-def _embed_batch(model: Any, batch: list[Sequence], indices: list[int]) -> np.ndarray:
-    import torch
-
-    longest = max(len(sequence.ids) for sequence in batch)
-    ids = torch.tensor([s.ids + [0] * (longest - len(s.ids)) for s in batch])               # [S, T]
-    weights = torch.tensor([s.weights + [0.0] * (longest - len(s.ids)) for s in batch])     # [S, T]
-    read = torch.tensor([[1] * len(s.ids) + [0] * (longest - len(s.ids)) for s in batch])   # [S, T]
-    ids, weights, read = (tensor.to(model.device) for tensor in (ids, weights, read))
-    with torch.inference_mode():
-        states = model(input_ids=ids, attention_mask=read, use_cache=False,
-                       output_hidden_states=True).hidden_states
-        window = sum(states[index].float() for index in indices) / len(indices)          # [S, T, H]
-        mean = (window * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)      # [S, H]
-        return torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, ModuleList) and len(module) == num_layers:
+            return module
+    raise InputError(f"model.name_or_path: {type(model).__name__} has no list of {num_layers} "
+                     f"layers to take hidden states from")

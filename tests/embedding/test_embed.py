@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,12 @@ import torch
 from conftest import RECORDS, tree
 from transformers import AutoModelForCausalLM
 
-from adg import artifacts
+from adg import artifacts, distributed
 from adg.errors import InputError
 from adg.geometry import centred_grams
 from adg.models import load_tokenizer
 from adg.prompts import prompt_ids
-from embedding import embed
-from embedding.pooling import Sequence, embed_sequences, hidden_state_indices, plan_batches
+from embedding import backbone, embed
 from generation import prepare_pool
 
 ANSWERS = [[f"Answer {k} to {i}, é{'!' * k}" for k in range(3)] for i in range(len(RECORDS))]
@@ -123,31 +123,62 @@ def test_a_long_answer_loses_its_end(config_file, stage, answered, tmp_path):
     assert np.allclose(cut[1:], plain[1:], atol=1e-5)
 
 
-def test_layers_are_counted_from_both_ends():
-    assert hidden_state_indices([-4, -3, -2, -1], 32) == [29, 30, 31, 32]
-    assert hidden_state_indices([0, 28, 31], 32) == [1, 29, 32]
-    with pytest.raises(InputError, match="no layer 32"):
-        hidden_state_indices([32], 32)
+def test_what_was_cut_is_counted_over_ranks_and_restarts(config_file, stage, answered):
+    texts = [list(own) for own in ANSWERS]
+    texts[0][0] += " and on" * 2000
+    texts[5][1] += " and on" * 2000
+    write(answered, texts)
+    path = config_file(embedding={"max_length": 400, "instruction_max_length": 4})
+    stage(embed, path, rank=0, world=2)  # the first and the third chunk
+    (answered / "answer_grams/00000.npy").unlink()  # as if killed between its two files
+    stage(embed, path, rank=1, world=2)
+    stage(embed, path)
+    line = json.loads((answered / "log.jsonl").read_text().splitlines()[-1])
+    tokenizer = load_tokenizer(Path(line["inputs"]["model"]["name"]), trust_remote_code=False)
+    longer = [record for record in RECORDS
+              if len(tokenizer(record["instruction"] + record["input"])["input_ids"]) > 4]
+    assert (line["cut_answers"], line["cut_instructions"]) == (2, len(longer))
+    write(answered, ANSWERS)
+    stage(embed, path, "embedding.instruction_max_length=2048", "--overwrite")
+    assert "cut_answers" not in json.loads((answered / "log.jsonl").read_text().splitlines()[-1])
 
 
-def test_batches_keep_to_the_budget_and_hold_every_text_once():
-    lengths = [5, 100, 7, 7, 30, 1]
-    batches = plan_batches(lengths, 60)
-    assert sorted(i for batch in batches for i in batch) == list(range(6))
-    for batch in batches:
-        assert len(batch) * max(lengths[i] for i in batch) <= 60 or len(batch) == 1
+def test_the_models_own_limit_counts_too(config_file, stage, answered, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "short")
+    described = json.loads((tmp_path / "short/config.json").read_text())
+    (tmp_path / "short/config.json").write_text(
+        json.dumps(described | {"max_position_embeddings": 150}))
+    stage(embed, config_file(), f"model.name_or_path={tmp_path / 'short'}")
+    limited = load(answered, "answer_grams")
+    stage(embed, config_file(embedding={"max_length": 150, "instruction_max_length": 150}),
+          "--overwrite")
+    assert limited.tobytes() == load(answered, "answer_grams").tobytes()
+    line = json.loads((answered / "log.jsonl").read_text().splitlines()[-1])
+    assert line["cut_answers"] > 0
 
 
-def test_a_text_alone_and_in_any_batch_has_the_same_vector(tiny_model):
-    from transformers import AutoModel
+def test_a_model_that_cannot_fit_ends_before_the_pool_is_read(config_file, stage, answered,
+                                                              monkeypatch):
+    monkeypatch.setattr(backbone, "_memory", lambda config: {"cpu": 100_000})
+    monkeypatch.setattr(embed, "Pool", None)
+    with pytest.raises(InputError, match=r"the weights take 0\.\d GiB, and a rank's share of the "
+                                         r"memory has 0\.0 GiB free: raise embedding.gpus_per"):
+        stage(embed, config_file())
+    assert not (answered / "answer_grams").exists()
 
-    model = AutoModel.from_pretrained(tiny_model, dtype=torch.float32).eval()
-    rng = np.random.default_rng(0)
-    sequences = [Sequence(rng.integers(4, 300, n).tolist(), [0.0] + [1.0] * (n - 1))
-                 for n in (40, 3, 17, 90, 2)]
-    alone = embed_sequences(model, sequences, [-4, -3, -2, -1], tokens_per_batch=1)
-    together = embed_sequences(model, sequences, [-4, -3, -2, -1], tokens_per_batch=10**6)
-    assert np.abs(1 - (alone * together).sum(1)).max() < 1e-6
+
+def test_several_gpus_for_a_model_where_there_is_none(config_file, stage, answered):
+    with pytest.raises(InputError, match="gpus_per_model is 2, but this machine has no GPU"):
+        stage(embed, config_file(), "embedding.gpus_per_model=2")
+
+
+def test_gpus_are_dealt_out_in_turn(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (distributed.my_gpus(1), distributed.my_gpus(2)) == ([1], [2, 3])
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="3 ranks on a node need 6 GPUs, but it has 5"):
+        distributed.my_gpus(2)
 
 
 def test_the_recorded_line_counts_what_was_done(config_file, stage, answered):

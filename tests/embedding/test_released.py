@@ -13,7 +13,8 @@ from adg import artifacts
 from adg.errors import InputError
 from adg.models import load_tokenizer
 from embedding import embed
-from embedding.pooling import Sequence, content_weights, weigh
+from embedding.pooling import content_weights
+from embedding.sequences import Row, weigh
 from generation import prepare_pool
 
 RELEASED = {"recipe": "released", "layers": [-4, -3, -2], "token_weights": "content",
@@ -106,9 +107,9 @@ def test_content_weights_by_hand(tokenizer):
 
 def test_a_text_of_punctuation_keeps_its_plain_weights():
     table = [0.0, 1.0, 1.3]
-    assert weigh(Sequence([0, 2, 1], [0.0, 1.0, 1.0]), table).weights == [0.0, 1.3, 1.0]
-    assert weigh(Sequence([2, 0, 0], [0.0, 1.0, 1.0]), table).weights == [0.0, 1.0, 1.0]
-    assert weigh(Sequence([0], [1.0]), None).weights == [1.0]
+    row = Row([1], [[0, 2, 1], [2, 0, 0], [0]], [[0.0, 1.0, 1.0], [0.0, 1.0, 1.0], [1.0]])
+    assert weigh(row, table).weights == [[0.0, 1.3, 1.0], [0.0, 1.0, 1.0], [1.0]]
+    assert weigh(row, None) == row
 
 
 def test_the_instruction_alone_is_the_releases_way_only(config_file):

@@ -7,7 +7,7 @@ For N / 2 and N vectors, as medians over rounds that alternate within one run:
 and, by the slope from N / 2 to N, what 1,000,000 x 4,096 would take: a part that depends on the
 width only (the starts of k-means, on a sample) and one that grows with N x width.
 
-    python tests/bench/bench_cluster.py [--records 100000] [--width 2048] [--rounds 3]
+    python tests/bench/cluster.py [--records 100000] [--width 2048] [--rounds 3]
 """
 
 import argparse

@@ -10,7 +10,7 @@ prints, as medians over rounds that alternate within one run:
              with a missing answer
 Both loops are measured on some of the records, already in memory, and scaled up.
 
-    python tests/bench/bench_select.py [--records 1000000] [--rounds 3]
+    python tests/bench/score_and_select.py [--records 1000000] [--rounds 3]
 """
 
 import argparse
