@@ -3,14 +3,28 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from omegaconf import MISSING, OmegaConf
 
 from adg.config import Config, describe_keys, load_config
 
 
-def parse_command(about: str, argv: list[str] | None = None) -> tuple[Config, bool]:
-    """A stage's arguments: CONFIG [section.key=value ...] [--overwrite] -> (config, overwrite)."""
+class Command(NamedTuple):
+    """What a stage was asked to do."""
+
+    config: Config
+    overwrite: bool
+    dry_run: bool
+    show_prompts: int  # records whose prompts are printed
+
+
+def parse_command(about: str, argv: list[str] | None = None, *,
+                  prompts: bool = False) -> Command:
+    """A stage's arguments: CONFIG [section.key=value ...] [--overwrite] [--dry-run].
+
+    `prompts`: the stage has prompts to show too.
+    """
     parser = argparse.ArgumentParser(
         description=about, allow_abbrev=False, epilog=_help_on_keys(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -20,8 +34,15 @@ def parse_command(about: str, argv: list[str] | None = None) -> tuple[Config, bo
                         help="replaces a value of the file")
     parser.add_argument("--overwrite", action="store_true",
                         help="delete this stage's earlier output of the same name and do it anew")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="say how much there is to do, and how long it may take; write nothing")
+    parser.set_defaults(show_prompts=0)
+    if prompts:
+        parser.add_argument("--show-prompts", type=int, metavar="N",
+                            help="print the prompts of the first N records, and stop")
     arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
-    return load_config(arguments.config, arguments.overrides), arguments.overwrite
+    return Command(load_config(arguments.config, arguments.overrides), arguments.overwrite,
+                   arguments.dry_run, arguments.show_prompts)
 
 
 def _help_on_keys() -> str:

@@ -20,7 +20,7 @@ from yaml import YAMLError
 
 from adg.errors import InputError
 
-PROMPTS = ("alpaca", "alpaca_no_input", "chat")
+PROMPTS = ("alpaca", "alpaca_no_input", "chat", "plain", "file")
 BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")
 
 
@@ -52,9 +52,13 @@ class ModelConfig:
     name_or_path: str = _key(MISSING, "backbone: a hub name, a Hugging Face folder or a GGUF file")
     dtype: str = _key("bfloat16", "weights in every stage: bfloat16, float16 or float32")
     trust_remote_code: bool = _key(False, "run Python code that comes with the model")
+    tensor_parallel_size: int = _key(1, "sample: GPUs that one engine spreads the model over",
+                                     tuning=True)
 
     def __post_init__(self) -> None:
         _one_of("model.dtype", self.dtype, ("bfloat16", "float16", "float32"))
+        size = self.tensor_parallel_size
+        _require(size >= 1, "model.tensor_parallel_size", size, "1 or more")
 
 
 @dataclass
@@ -69,10 +73,15 @@ class PoolConfig:
 @dataclass
 class GenerationConfig:
     sampler: str = _key("vllm", "engine that answers: vllm, or transformers (slow, runs any model)")
-    prompt: str = _key("alpaca", "prompt template: alpaca, alpaca_no_input (drops the input), or "
-                                 "chat (the tokenizer's own)")
+    prompt: str = _key("alpaca", "prompt template: alpaca, alpaca_no_input (drops the input), chat "
+                                 "(the tokenizer's own), plain (the record alone) or file")
+    prompt_file: str | None = _key(None, "prompt file: a text with {instruction} and {input}, or "
+                                         "{text} for both; after a line ---, one without input")
+    system_prompt: str | None = _key(None, "prompt chat: a system message; null: none of ours")
     max_prompt_tokens: int | None = _key(None, "only the prompt's first so many tokens, which may "
                                                "cut off its end; null: all")
+    long_prompts: str = _key("reject", "a prompt without room for max_new_tokens: reject (no "
+                                       "answers) or cut_input (the end of its input is cut)")
     num_answers: int = _key(5, "answers per instruction (K)")
     temperature: float = _key(1.4, "sampling temperature")
     top_p: float = _key(0.9, "nucleus sampling: share of probability that is kept")
@@ -80,11 +89,18 @@ class GenerationConfig:
     min_new_tokens: int = _key(1, "tokens per answer at least; an answer without one has no vector")
     max_model_len: int = _key(2048, "tokens of prompt and answer together that the engine takes")
     gpu_memory_utilization: float = _key(0.9, "share of each GPU's memory for vLLM", tuning=True)
+    max_num_seqs: int = _key(256, "answers that the engine draws at once", tuning=True)
+    max_num_batched_tokens: int | None = _key(None, "tokens of one step of vLLM; null: its own "
+                                                    "choice", tuning=True)
+    prefix_caching: bool = _key(True, "vLLM: compute what prompts share once", tuning=True)
+    batch_invariant: bool = _key(False, "vLLM on GPUs: kernels whose results do not depend on the "
+                                        "batch (VLLM_BATCH_INVARIANT); slower")
 
     def __post_init__(self) -> None:
         _one_of("generation.sampler", self.sampler, ("vllm", "transformers"))
         _one_of("generation.prompt", self.prompt, PROMPTS)
         _positive_or_none("generation.max_prompt_tokens", self.max_prompt_tokens)
+        _one_of("generation.long_prompts", self.long_prompts, ("reject", "cut_input"))
         _require(self.num_answers >= 2, "generation.num_answers", self.num_answers, "2 or more")
         _require(self.temperature > 0, "generation.temperature", self.temperature, "above 0")
         _require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "above 0 and at most 1")
@@ -93,6 +109,8 @@ class GenerationConfig:
         _require(0 <= low <= high, "generation.min_new_tokens", low, "from 0 to max_new_tokens")
         room = self.max_model_len
         _require(room > high, "generation.max_model_len", room, f"above max_new_tokens ({high})")
+        _require(self.max_num_seqs >= 1, "generation.max_num_seqs", self.max_num_seqs, "1 or more")
+        _positive_or_none("generation.max_num_batched_tokens", self.max_num_batched_tokens)
         share = self.gpu_memory_utilization
         _require(0 < share <= 1, "generation.gpu_memory_utilization", share, "above 0, at most 1")
 
@@ -242,9 +260,23 @@ class Config:
         _require(bool(self.output_dir.strip()), "output_dir", self.output_dir, "a folder's name")
         for key, value in flatten(self).items():
             _require(not isinstance(value, float) or math.isfinite(value), key, value, "finite")
+        if self.generation.sampler != "vllm":
+            size = self.model.tensor_parallel_size
+            _require(size == 1, "model.tensor_parallel_size", size, "1 with generation.sampler "
+                                                                    "transformers")
+            _require(not self.generation.batch_invariant, "generation.batch_invariant", True,
+                     "false with generation.sampler transformers")
         self.selection.name = self.selection.name or self.selection.method
         self.train.name = self.train.name or f"{self.selection.name}-{self.train.subset}"
         self.train.prompt = self.train.prompt or self.generation.prompt
+        for key, prompt in (("prompt_file", "file"), ("system_prompt", "chat")):
+            used = prompt in (self.generation.prompt, self.train.prompt)
+            value = getattr(self.generation, key)
+            _require(value is None or used, f"generation.{key}", value,
+                     f"null, as neither generation.prompt nor train.prompt is {prompt}")
+        _require(self.generation.prompt_file is not None
+                 or "file" not in (self.generation.prompt, self.train.prompt),
+                 "generation.prompt_file", None, "a file, as a prompt is file")
         self.eval.name = self.eval.name or self.train.name
         for section in ("selection", "train", "eval"):
             name = getattr(self, section).name

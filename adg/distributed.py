@@ -62,8 +62,8 @@ def count_gpus() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
-def claim_gpu() -> bool:
-    """Leave this process its own GPU only; False where the machine has none.
+def claim_gpus(number: int, key: str) -> None:
+    """Leave this process its own GPUs only, `number` of them as `key` says; nothing without a GPU.
 
     To be called before anything touches CUDA, which reads CUDA_VISIBLE_DEVICES once.
     """
@@ -71,8 +71,23 @@ def claim_gpu() -> bool:
     if count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
         entries = [entry.strip() for entry in visible.split(",") if entry.strip()]
-        os.environ["CUDA_VISIBLE_DEVICES"] = entries[local_rank() % count]
-    return count > 0
+        mine = own_gpus(number, count, key)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(entries[gpu] for gpu in mine)
+
+
+def own_gpus(number: int, count: int, key: str) -> list[int]:
+    """This rank's of a node's `count` GPUs, where each rank takes `number` of them in turn.
+
+    One each may be shared by several ranks. Raises InputError where the node has too few.
+    """
+    first = local_rank() * number
+    if number == 1:
+        return [first % count]
+    if first + number > count:
+        raise InputError(f"{key} is {number}: {local_rank() + 1} ranks on a node need "
+                         f"{first + number} GPUs, but it has {count}: start at most "
+                         f"{count // number} ranks")
+    return list(range(first, first + number))
 
 
 def progress(stage: str, total: int, done: int = 0) -> Any:
@@ -91,23 +106,6 @@ def device() -> str:
         return "cpu"
     torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     return f"cuda:{torch.cuda.current_device()}"
-
-
-def my_gpus(number: int) -> list[int]:
-    """This rank's CUDA devices where each rank of the node takes `number` of them in turn.
-
-    One each may be shared by several ranks. Raises InputError where the node has too few.
-    """
-    import torch
-
-    count, first = torch.cuda.device_count(), local_rank() * number
-    if number == 1:
-        return [local_rank() % count]
-    if first + number > count:
-        raise InputError(f"embedding.gpus_per_model is {number}: {local_rank() + 1} ranks on a "
-                         f"node need {first + number} GPUs, but it has {count}: start at most "
-                         f"{count // number} ranks")
-    return list(range(first, first + number))
 
 
 @contextlib.contextmanager

@@ -4,12 +4,14 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from adg import artifacts, models
 from adg.config import Config
 from adg.errors import InputError
 from adg.stages import model_of
+
+_BLOCK = 1 << 20  # bytes that are read at once
 
 
 class HashCache:
@@ -51,6 +53,15 @@ def _read_cache(path: Path) -> dict[str, list]:
         return {}
 
 
+def sha256_of_first(file: BinaryIO, size: int) -> str:
+    """The SHA-256 of the first `size` bytes of a file, in hex."""
+    digest = hashlib.sha256()
+    while size and (block := file.read(min(size, _BLOCK))):
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest()
+
+
 def visible_files(folder: Path) -> list[Path]:
     """Every file below `folder` that is not written aside or hidden."""
     return [path for path in folder.rglob("*") if path.is_file()
@@ -72,7 +83,17 @@ class Identities:
             files = [path for path in self.folder.glob(name) if path.is_file()]
         if not files:
             return None
-        return {"sha256": self._hashes.tree(self.folder, files), "files": len(files)}
+        found = {"sha256": self._hashes.tree(self.folder, files), "files": len(files)}
+        return found | ({"bytes": files[0].stat().st_size} if name == files[0].name else {})
+
+    def starts_with(self, name: str, known: dict[str, Any]) -> bool:
+        """Whether a file of the run folder is what it was when it was `known`, and more."""
+        path = self.folder / name
+        if "bytes" not in known or path.stat().st_size <= known["bytes"]:
+            return False
+        with path.open("rb") as file:
+            digest = sha256_of_first(file, known["bytes"])
+        return hashlib.sha256(f"{name} {digest}\n".encode()).hexdigest() == known["sha256"]
 
     def outside(self, name: str) -> dict | None:
         """{"name", "sha256"} of an input outside the run folder; None where it is not asked for.

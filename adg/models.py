@@ -120,6 +120,17 @@ def _dequantise(source: Path, folder: Path) -> None:
     aside.rename(folder)
 
 
+def num_weights(folder: Path, *, trust_remote_code: bool) -> int:
+    """Weights of the model in a folder, with its head; nothing is loaded."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return sum(weight.numel() for weight in model.parameters())
+
+
 def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     """The model's tokenizer."""
     from transformers import AutoTokenizer

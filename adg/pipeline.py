@@ -36,20 +36,24 @@ _RANKS_WITHOUT_GPU = 2
 
 def main() -> None:
     stages, arguments = split_stages(sys.argv[1:])
-    config, overwrite = parse_command(__doc__, arguments)
+    command = parse_command(__doc__, arguments)
+    config = command.config
     stages = stages or needed_stages(config)
     ranks, environment = layout()
     check_ahead(stages, config, ranks)
     began, ran = time.monotonic(), []
     for name in stages:
-        if not overwrite and already_done(name, config):
+        if not command.overwrite and already_done(name, config):
             continue
         if name in ("sample", "embed"):
             check_pool_size(stages, config)
-        print(f"\n[{name}] starts" + (f" on {ranks} ranks" if STAGES[name].parallel else ""),
+        own = ranks_for(name, config, ranks)
+        print(f"\n[{name}] starts" + (f" on {own} ranks" if STAGES[name].parallel else ""),
               flush=True)
-        run_stage(name, arguments, config, ranks, environment)
+        run_stage(name, arguments, config, own, environment)
         ran.append(name)
+    if command.dry_run and ran:
+        return
     if not ran:
         print(f"nothing to do: {len(stages)} stages are done. To see the results again: "
               f".venv/bin/python -m adg.summary {config.output_dir}")
@@ -132,6 +136,13 @@ def layout() -> tuple[int, dict[str, str]]:
     return int(text), environment
 
 
+def ranks_for(name: str, config: Config, ranks: int) -> int:
+    """The ranks of one stage: fewer where each takes several GPUs, unless NPROC says how many."""
+    gpus = {"sample": config.model.tensor_parallel_size,
+            "embed": config.embedding.gpus_per_model}.get(name, 1)
+    return ranks if "NPROC" in os.environ else max(1, ranks // gpus)
+
+
 def run_stage(name: str, arguments: list[str], config: Config, ranks: int,
               environment: dict[str, str]) -> None:
     """Run one stage; a stage that fails ends the pipeline with its exit status."""
@@ -139,7 +150,8 @@ def run_stage(name: str, arguments: list[str], config: Config, ranks: int,
     command = [sys.executable, "-m"]
     if stage.parallel:
         command += ["adg.launch", f"--nproc_per_node={ranks}", "-m"]
-    command += [stage.module, *([config.output_dir, "--quiet"] if name == "tables" else arguments)]
+    own = [config.output_dir, "--dry-run" if "--dry-run" in arguments else "--quiet"]
+    command += [stage.module, *(own if name == "tables" else arguments)]
     finished = subprocess.run(command, env=environment, preexec_fn=die_with_parent, check=False)
     if finished.returncode:
         status = finished.returncode if finished.returncode > 0 else 128 - finished.returncode

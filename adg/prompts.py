@@ -1,7 +1,12 @@
 """The prompt templates, shared by sampling, embedding and training."""
 
+import bisect
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from adg.config import GenerationConfig
 from adg.errors import InputError
 from adg.records import instruction_text
 
@@ -15,38 +20,106 @@ _ALPACA = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:"
 )
+_PLACE = re.compile(r"\{(instruction|input|text)\}")
+_SEPARATOR = re.compile(r"^---\n", re.MULTILINE)
 
 
-def prompt_ids(record: dict, template: str, tokenizer: Any, limit: int | None = None) -> list[int]:
-    """Token ids of a record's prompt, up to where the answer begins; the first `limit` of them.
+def fill(template: str, record: dict) -> str:
+    """A template with {instruction}, {input} and {text} (both, input on its own line) filled in."""
+    values = {"instruction": record["instruction"], "input": record["input"],
+              "text": instruction_text(record)}
+    return _PLACE.sub(lambda place: values[place[1]], template)
 
-    alpaca: the Stanford Alpaca template (Taori et al. 2023), with the special tokens that the
-    tokenizer adds by itself. alpaca_no_input: the same, with the record's input dropped. chat: the
-    tokenizer's own chat template, the instruction as the user's message.
+
+def read_template(path: Path) -> tuple[str, str]:
+    """(template for a record with input, for one without) from a file.
+
+    One text for both, or two with a line `---` between them. Raises InputError where the file is
+    not there or a template would drop the instruction or the input.
     """
-    return _TEMPLATES[template](record, tokenizer)[:limit]
+    try:
+        parts = _SEPARATOR.split(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"generation.prompt_file: {path} cannot be read ({error})") from None
+    if len(parts) > 2:
+        raise InputError(f"generation.prompt_file: {path} has {len(parts)} parts between lines of "
+                         f"---; there may be two: with input, and without")
+    with_input, without = parts[0].removesuffix("\n"), parts[-1].removesuffix("\n")
+    for template, needed in ((with_input, ("instruction", "input")), (without, ("instruction",))):
+        missing = [name for name in needed if f"{{{name}}}" not in template]
+        if missing and "{text}" not in template:
+            raise InputError(f"generation.prompt_file: {path} holds neither {{text}} nor "
+                             f"{{{missing[0]}}}: that of the record would be lost")
+    return with_input, without
 
 
-def _alpaca_ids(record: dict, tokenizer: Any) -> list[int]:
-    template = _ALPACA_WITH_INPUT if record["input"] else _ALPACA
-    text = template.format(instruction=record["instruction"], input=record["input"])
-    return tokenizer(text)["input_ids"]
+class Prompter:
+    """Records to the token ids of their prompts, up to where the answer begins.
 
+    alpaca: the Stanford Alpaca template (Taori et al. 2023). alpaca_no_input: the same, with the
+    record's input dropped. plain: instruction and input, and a line's end. file: the template in
+    generation.prompt_file. chat: the tokenizer's own chat template, the instruction as the user's
+    message, generation.system_prompt before it. All but chat get the special tokens that the
+    tokenizer adds by itself.
+    """
 
-def _alpaca_no_input_ids(record: dict, tokenizer: Any) -> list[int]:
-    return _alpaca_ids(record | {"input": ""}, tokenizer)
+    def __init__(self, template: str, tokenizer: Any, settings: GenerationConfig) -> None:
+        if template == "chat" and not tokenizer.chat_template:
+            raise InputError("generation.prompt or train.prompt is chat, but the model's tokenizer "
+                             "has no chat template: use alpaca")
+        self._tokenizer, self._settings = tokenizer, settings
+        self.ids: Callable[[dict], list[int]] = (
+            self._chat_ids if template == "chat" else self._template_ids)
+        self._drops_input = template == "alpaca_no_input"
+        self._templates = {
+            "alpaca": lambda: (_ALPACA_WITH_INPUT, _ALPACA),
+            "alpaca_no_input": lambda: (_ALPACA, _ALPACA),
+            "plain": lambda: ("{text}\n", "{text}\n"),
+            "file": lambda: read_template(Path(settings.prompt_file)),
+            "chat": lambda: None,
+        }[template]()
 
+    def _template_ids(self, record: dict) -> list[int]:
+        template = self._templates[0 if record["input"] else 1]
+        return self._tokenizer(fill(template, record), verbose=False)["input_ids"]
 
-def _chat_ids(record: dict, tokenizer: Any) -> list[int]:
-    message = {"role": "user", "content": instruction_text(record)}
-    return tokenizer.apply_chat_template([message], add_generation_prompt=True, return_dict=False)
+    def _chat_ids(self, record: dict) -> list[int]:
+        messages = [{"role": "user", "content": instruction_text(record)}]
+        if self._settings.system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": self._settings.system_prompt})
+        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True,
+                                                   return_dict=False)
 
+    def fitted(self, record: dict) -> tuple[list[int], str]:
+        """(ids, "whole", "cut" or "too_long") of the prompt that is sampled from.
 
-_TEMPLATES = {"alpaca": _alpaca_ids, "alpaca_no_input": _alpaca_no_input_ids, "chat": _chat_ids}
+        generation.max_prompt_tokens cuts first. What then leaves no room for max_new_tokens within
+        max_model_len is too long; with long_prompts: cut_input the record's input loses as much of
+        its end as is too much, and where that is not enough, the instruction does. What the
+        template says around them stays.
+        """
+        settings = self._settings
+        ids = self.ids(record)[: settings.max_prompt_tokens]
+        room = settings.max_model_len - settings.max_new_tokens
+        if len(ids) <= room:
+            return ids, "whole"
+        if settings.long_prompts == "cut_input":
+            cut = self._cut(record, room)
+            if cut is not None:
+                return cut, "cut"
+        return ids, "too_long"
 
-
-def check_template(template: str, tokenizer: Any) -> None:
-    """InputError where a template needs the tokenizer's own and it has none."""
-    if template == "chat" and not tokenizer.chat_template:
-        raise InputError("generation.prompt or train.prompt is chat, but the model's tokenizer has "
-                         "no chat template: use alpaca")
+    def _cut(self, record: dict, room: int) -> list[int] | None:
+        """The ids of the prompt of what is left of a record; None where nothing of it would be."""
+        for field in ("instruction",) if self._drops_input else ("input", "instruction"):
+            whole = record[field]
+            kept = bisect.bisect_right(range(1, len(whole) + 1), room, key=lambda length: len(
+                self.ids(record | {field: whole[:length]})))  # noqa: B023 (called at once)
+            while kept and len(self.ids(record | {field: whole[:kept]})) > room:
+                kept -= 1  # a character more is not always a token more
+            if kept:
+                return self.ids(record | {field: whole[:kept]})
+            record = record | {field: ""}
+            if field == "input" and len(ids := self.ids(record)) <= room:
+                return ids
+        return None

@@ -46,6 +46,7 @@ class StageRun:
         self.outputs = outputs_of(name, config)
         self.parameters = parameters_of(name, config)
         self.notes: list[str] = []  # what a person should know, and no error
+        self.extends = False  # whether output of a smaller run is being added to
         self.started = time.monotonic()
         self.record_path = self.folder / "provenance" / f"{self.label.replace(' ', '-')}.json"
         self.counts_path = self.record_path.with_suffix(".counts")  # a folder
@@ -90,6 +91,11 @@ class StageRun:
         if record is None:
             return self._made_elsewhere(present)
         changes = self._changes(record)
+        self.extends = not changes and record.get("extends", False)
+        if changes and present and self._only_grew(record):
+            self.notes.append(f"what is there is kept and added to, because {'; '.join(changes)}")
+            self.extends = True
+            return False
         if not changes:
             if record["state"] != "finished" or not self._whole(record, present):
                 return False
@@ -105,6 +111,17 @@ class StageRun:
             )
         self.notes.append(f"redone, because {'; '.join(changes)}")
         return False
+
+    def _only_grew(self, record: dict) -> bool:
+        """Whether all that changed since a record is that things grew that may (stage.grows)."""
+        old, new = record["parameters"], self.parameters
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        names = [name for name, known in record["inputs"].items()
+                 if _sha(known) != _sha(self._now(name, record))]
+        return (all(key in self.stage.grows and new[key] > old.get(key, new[key]) for key in keys)
+                and all(name in self.stage.grows
+                        and self.identities.starts_with(name, record["inputs"][name])
+                        for name in names))
 
     def _made_elsewhere(self, present: dict[str, dict]) -> bool:
         if not present:
@@ -216,14 +233,18 @@ class StageRun:
                     self._delete_outputs()
         if distributed.rank() > 0:
             self._await_record()
+            self.extends = self.record().get("extends", False)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.record()
-        if record is None or self._changes(record):
+        changed = record is not None and self._changes(record)
+        grew = changed and self._only_grew(record)
+        self.extends = bool(grew or record and not changed and record.get("extends"))
+        if record is None or changed and not grew:
             shutil.rmtree(self.counts_path, ignore_errors=True)
         artifacts.write_json(self.record_path, {
-            "stage": self.label, "state": "started", "parameters": self.parameters,
-            "inputs": self.inputs(), "outputs": {},
+            "stage": self.label, "state": "started", "extends": self.extends,
+            "parameters": self.parameters, "inputs": self.inputs(), "outputs": {},
         })
         artifacts.write_text(self.folder / "config.yaml", to_yaml(self.config))
         self.identities.save()
@@ -246,16 +267,17 @@ class StageRun:
             time.sleep(0.2)
         raise InputError(f"{self.label}: rank 0 has recorded no start within {_PATIENCE} s")
 
-    def count(self, chunk: int, counts: dict[str, int]) -> None:
-        """Keep what there is to count in a chunk, to be added up over ranks and restarts."""
+    def count(self, chunk: int, counts: dict[str, int | list]) -> None:
+        """Keep what there is to count or to list in a chunk, over ranks and restarts."""
         if any(counts.values()):
             artifacts.write_json(self.counts_path / artifacts.chunk_name(chunk, "json"), counts)
 
     def _total_counts(self) -> dict[str, int]:
         total: Counter[str] = Counter()
         for path in self.counts_path.glob("*.json"):
-            total.update(json.loads(path.read_text(encoding="utf-8")))
-        return dict(total)
+            for name, found in json.loads(path.read_text(encoding="utf-8")).items():
+                total[name] += len(found) if isinstance(found, list) else found
+        return {name: number for name, number in total.items() if number}
 
     def finish(self, *, records: int, **counts: Any) -> None:
         """Mark the stage done and append its line to log.jsonl; `records` is what this run did."""
@@ -268,7 +290,7 @@ class StageRun:
             if record["state"] == "finished":
                 return
             counts |= (total := self._total_counts())
-            record |= {"state": "finished",
+            record |= {"state": "finished", "extends": False,
                        "outputs": {name: self.identities.artefact(name) for name in self.outputs}}
             log.write(json.dumps({
                 "time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": self.name,
@@ -281,6 +303,8 @@ class StageRun:
             artifacts.write_json(self.record_path, record)
             self.identities.save()
         noted = [f"{name.replace('_', ' ')}: {number}" for name, number in total.items()]
+        if noted:
+            noted.append(f"by chunk in {self.counts_path}/")
         print(f"[{self.label}] {records} records in {seconds:.1f} s "
               f"({'; '.join([f'{records / seconds:.2f} records/s', *noted])})", flush=True)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adg import artifacts, provenance
+from adg import artifacts, planning, provenance
 from adg.checks import check_budget
 from adg.command import parse_command
 from adg.distributed import run_script, say
@@ -27,12 +27,20 @@ _LISTED = 10  # unscored records that are named
 
 
 def main() -> None:
-    config, overwrite = parse_command(__doc__)
-    run = provenance.begin("select", config, overwrite=overwrite)
+    command = parse_command(__doc__)
+    config = command.config
+    run = provenance.begin("select", config, overwrite=command.overwrite)
     if run is None:
         return
     pool = Pool(run.folder)
     check_budget(config, len(pool))
+    if command.dry_run:
+        chosen = min(3 * config.selection.budget, len(pool))
+        stored = sum(path.stat().st_size for name in ("pool.jsonl", "answers")
+                     for path in run.folder.glob(f"{name}/*.jsonl" if name == "answers" else name))
+        planning.show(run, {"records": f"{len(pool):,} to score, {chosen:,} into three subsets"},
+                      records=len(pool), disk=len(pool) * 200 + stored * chosen // len(pool))
+        return
     choice = METHODS[config.selection.method](run.folder, pool, config)
     with_answers = "answers/" in inputs_of("select", config)[1]
     with_answers = with_answers and (run.folder / "answers").is_dir()

@@ -1,8 +1,11 @@
 """The eight stages in order: what each reads, writes, depends on. `adg.provenance` acts on it."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from adg.config import TUNING_KEYS, Config, flatten
+from adg.prompts import read_template
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Stage:
     optional_inputs: tuple[str, ...] = ()
     parallel: bool = False  # one process per GPU, under torchrun
     dear: bool = False  # costs hours: a changed parameter stops it, where others are redone
+    grows: tuple[str, ...] = ()  # keys and inputs that may grow: what is there is kept and added to
     instance: str = ""  # the name that several outputs of this stage in one run folder differ by
     work: str = ""  # a folder beside the outputs: unfinished work, or what only an option writes
 
@@ -37,13 +41,16 @@ STAGES = {
     ),
     "sample": Stage(
         "generation.sample_answers", parallel=True, dear=True,
+        grows=("generation.num_answers", "pool.jsonl"),
         keys=("seed", "chunk_size", "model.dtype", "model.trust_remote_code", "generation"),
         inputs=("pool.jsonl", "model"), outputs=("answers/",),
     ),
     "embed": Stage(
         "embedding.embed", parallel=True, dear=True,
         keys=("chunk_size", "model.dtype", "model.trust_remote_code", "embedding",
-              "generation.prompt", "generation.max_prompt_tokens", "generation.num_answers"),
+              *(f"generation.{key}" for key in (
+                  "prompt", "prompt_file", "system_prompt", "max_prompt_tokens", "long_prompts",
+                  "max_model_len", "max_new_tokens", "num_answers"))),
         inputs=("pool.jsonl", "answers/", "model"),
         outputs=("instruction_embeddings/", "answer_grams/"), work="answer_embeddings/",
     ),
@@ -58,7 +65,8 @@ STAGES = {
     ),
     "finetune": Stage(
         "train.finetune", parallel=True, dear=True, instance="{train}",
-        keys=("seed", "model.dtype", "model.trust_remote_code", "train"),
+        keys=("seed", "model.dtype", "model.trust_remote_code", "train",
+              "generation.prompt_file", "generation.system_prompt"),
         inputs=("subsets/{selection}/{subset}.json", "train.model", "train.deepspeed"),
         outputs=("models/{train}/",),
         work="train/{train}/",
@@ -115,9 +123,18 @@ def outputs_of(name: str, config: Config) -> list[str]:
 def parameters_of(name: str, config: Config) -> dict[str, object]:
     """{"section.key": value} of the keys that decide a stage's output."""
     names = {f"{section}.name" for section in ("selection", "train", "eval")}
-    return {key: value for key, value in flatten(config).items()
+    return {key: _with_content(value) if key == "generation.prompt_file" else value
+            for key, value in flatten(config).items()
             if key not in TUNING_KEYS | names
             and any(key == own or key.startswith(own + ".") for own in STAGES[name].keys)}
+
+
+def _with_content(path: str | None) -> str | None:
+    """A file's name and what tells its content from another's."""
+    if path is None:
+        return None
+    text = "\n---\n".join(read_template(Path(path)))
+    return f"{Path(path).name} ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
 def producer_of(artefact: str) -> str | None:

@@ -19,14 +19,13 @@ def check(folder: Path, config: Config) -> None:
     Reads the model's configuration only.
     """
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    trust = config.model.trust_remote_code
-    described = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    window_layers(config.embedding.layers, described.get_text_config().num_hidden_layers)
+    described = describe(folder, config)
+    window_layers(config.embedding.layers, described.num_hidden_layers)
     with torch.device("meta"):
         model = AutoModel.from_config(described, dtype=getattr(torch, config.model.dtype),
-                                      trust_remote_code=trust)
+                                      trust_remote_code=config.model.trust_remote_code)
     needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     room = sum(_memory(config).values())
     if needed > _ROOM * room:
@@ -52,9 +51,17 @@ def load(folder: Path, config: Config) -> Any:
                                      **options).eval()
 
 
-def max_positions(model: Any) -> int:
-    """Tokens that the model was made for; without a stated limit, more than any text has."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def describe(folder: Path, config: Config) -> Any:
+    """transformers' configuration of the model."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(
+        folder, trust_remote_code=config.model.trust_remote_code).get_text_config()
+
+
+def max_positions(described: Any) -> int:
+    """Tokens that a model was made for; without a stated limit, more than any text has."""
+    limit = getattr(described, "max_position_embeddings", None)
     return limit if limit and limit > 0 else 2**31
 
 
@@ -65,7 +72,8 @@ def _memory(config: Config) -> dict[int | str, int]:
 
     gpus = config.embedding.gpus_per_model
     if torch.cuda.is_available():
-        return {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in distributed.my_gpus(gpus)}
+        own = distributed.own_gpus(gpus, torch.cuda.device_count(), "embedding.gpus_per_model")
+        return {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in own}
     if gpus > 1:
         raise InputError(f"embedding.gpus_per_model is {gpus}, but this machine has no GPU")
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

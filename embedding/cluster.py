@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from adg import arrays, provenance
+from adg import arrays, planning, provenance
 from adg.checks import check_bins
 from adg.command import parse_command
 from adg.config import Config
@@ -25,12 +25,16 @@ _BLOCK = 4096  # vectors that are copied at once
 
 
 def main() -> None:
-    config, overwrite = parse_command(__doc__)
-    run = provenance.begin("cluster", config, overwrite=overwrite)
+    command = parse_command(__doc__)
+    config = command.config
+    run = provenance.begin("cluster", config, overwrite=command.overwrite)
     if run is None:
         return
     num_records = len(Pool(run.folder))
     check_bins(config, num_records)
+    if command.dry_run:
+        plan(run, num_records)
+        return
     with tempfile.TemporaryFile(dir=run.folder) as scratch:
         vectors = one_matrix(run.folder / "instruction_embeddings", num_records, scratch)
         bins = cluster(vectors, config)
@@ -39,6 +43,17 @@ def main() -> None:
     filled = np.unique(bins)
     say(f"[cluster] {len(filled)} of {config.clustering.num_bins} bins hold a record")
     run.finish(records=num_records, filled_bins=len(filled))
+
+
+def plan(run: provenance.StageRun, num_records: int) -> None:
+    """Say what there is to do."""
+    folder = run.folder / "instruction_embeddings"
+    blocks = arrays.array_blocks(folder, num_records, row_dims=1, block_size=_BLOCK)
+    width = arrays.read_block(blocks[0]).shape[1]
+    planning.show(run, {
+        "vectors": f"{num_records:,} of {width:,} numbers, to "
+                   f"{run.config.clustering.num_bins:,} bins",
+    }, records=num_records, disk=4 * num_records * (width + 1))
 
 
 def one_matrix(folder: Path, num_records: int, scratch: IO[bytes]) -> np.ndarray:

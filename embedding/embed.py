@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from adg import arrays, artifacts, distributed, models, provenance
+from adg import arrays, artifacts, distributed, models, planning, provenance
 from adg.command import parse_command
 from adg.config import Config
 from adg.geometry import centred_grams
 from adg.records import Answers, Pool
 from embedding import backbone
-from embedding.forward import Embedder
+from embedding.forward import Embedder, length
 from embedding.sequences import Encoder
 
 TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 1024}
@@ -31,8 +31,9 @@ EMPTY_VECTORS = {"leave_out": np.nan, "zero": 0.0}  # in place of what the recip
 
 
 def main() -> None:
-    config, overwrite = parse_command(__doc__)
-    run = provenance.begin("embed", config, overwrite=overwrite)
+    command = parse_command(__doc__)
+    config = command.config
+    run = provenance.begin("embed", config, overwrite=command.overwrite)
     if run is None:
         return
     folder = models.local_folder(config.model.name_or_path, config.output_dir)
@@ -42,11 +43,19 @@ def main() -> None:
     chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
     for i in distributed.my_share(range(len(chunks))):
         read_answers(answers, chunks[i], config)  # all, before the first is embedded
+
+    def missing() -> list[int]:
+        return [i for i in range(len(chunks)) if not is_there(run.folder, i, config)]
+
+    if command.dry_run:
+        plan(run, pool, answers, folder, chunks, list(range(len(chunks))) if command.overwrite
+             else missing())
+        return
     run.start()
-    missing = [i for i in range(len(chunks)) if not is_there(run.folder, i, config)]
-    mine = distributed.my_share(missing)
+    to_do = missing()
+    mine = distributed.my_share(to_do)
     if mine:
-        encoder, embedder = load_backbone(folder, config)
+        encoder, embedder = load_encoder(folder, config), load_embedder(folder, config)
         with distributed.progress("embed", sum(len(chunks[i]) for i in mine)) as progress:
             for i in mine:
                 records = pool.rows(chunks[i])
@@ -56,8 +65,8 @@ def main() -> None:
                 for name, path in chunk_paths(run.folder, i, config).items():
                     arrays.write_array(path, vectors[name])
                 progress.update(len(records))
-    if all(is_there(run.folder, i, config) for i in range(len(chunks))):
-        run.finish(records=sum(len(chunks[i]) for i in missing))
+    if not missing():
+        run.finish(records=sum(len(chunks[i]) for i in to_do))
 
 
 def chunk_paths(folder: Path, index: int, config: Config) -> dict[str, Path]:
@@ -79,12 +88,39 @@ def read_answers(answers: Answers, rows: range, config: Config) -> list[list[str
                          padded=config.embedding.empty_answers != "leave_out")
 
 
-def load_backbone(folder: Path, config: Config) -> tuple[Encoder, Embedder]:
-    """What makes rows of texts, and what makes vectors of rows, on this rank's device."""
+def plan(run: provenance.StageRun, pool: Pool, answers: Answers, folder: Path,
+         chunks: list[range], missing: list[int]) -> None:
+    """Say what there is to do with the model in `folder`."""
+    encoder = load_encoder(folder, run.config)
+    width = backbone.describe(folder, run.config).hidden_size
+    config, num_answers = run.config, run.config.generation.num_answers
+    tokens = cut = 0
+    for i in missing:
+        records = pool.rows(chunks[i])
+        texts = read_answers(answers, chunks[i], config)
+        for rows, num_cut in (encoder.instructions(records), encoder.answers(records, texts)):
+            tokens, cut = tokens + sum(map(length, rows)), cut + num_cut
+    num_records = sum(len(chunks[i]) for i in missing)
+    kept = num_answers if config.embedding.keep_answer_embeddings else 0
+    planning.show(run, {
+        "records": f"{num_records:,} of {len(pool):,} to do",
+        "texts": f"{num_records * (num_answers + 1):,}, {tokens:,} tokens with each prompt counted "
+                 f"once; {cut:,} cut",
+    }, records=num_records, chunks=chunks, missing=missing,
+        disk=4 * num_records * (width * (1 + kept) + num_answers**2))
+
+
+def load_encoder(folder: Path, config: Config) -> Encoder:
+    """What makes rows of texts."""
     tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
+    described = backbone.describe(folder, config)
+    return Encoder(tokenizer, config, longest=backbone.max_positions(described))
+
+
+def load_embedder(folder: Path, config: Config) -> Embedder:
+    """What makes vectors of rows, on this rank's device."""
     model = backbone.load(folder, config)
-    encoder = Encoder(tokenizer, config, longest=backbone.max_positions(model))
-    return encoder, Embedder(
+    return Embedder(
         model, config.embedding.layers, share_prompts=config.embedding.share_prompts,
         tokens_per_batch=config.embedding.tokens_per_batch or TOKENS_PER_BATCH[model.device.type])
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from adg.config import Config
-from adg.prompts import check_template, prompt_ids
+from adg.prompts import Prompter
 from adg.records import instruction_text
 from embedding.pooling import TOKEN_WEIGHTS
 
@@ -21,14 +21,14 @@ class Row(NamedTuple):
 
 
 class Encoder:
-    """Texts to rows by the configured recipe. `longest` is the model's own limit, in tokens.
+    """Texts to rows by the configured recipe, for a model that takes `longest` tokens.
 
     Each method returns (rows, how many texts were cut to fit).
     """
 
     def __init__(self, tokenizer: Any, config: Config, *, longest: int) -> None:
-        check_template(config.generation.prompt, tokenizer)
-        self.tokenizer, self.config = tokenizer, config
+        self.tokenizer = tokenizer
+        self.prompter = Prompter(config.generation.prompt, tokenizer, config.generation)
         self.max_length = min(config.embedding.max_length, longest)
         self.instruction_max_length = min(config.embedding.instruction_max_length, longest)
         self._recipe = RECIPES[config.embedding.recipe]
@@ -92,11 +92,10 @@ def paper_answers(records: list[dict], texts: list[list[str]],
     Where prompt and answer together are too long the answer loses its end: all of it, if the prompt
     alone leaves no room. An answer without a token has no weight at all.
     """
-    settings = encoder.config.generation
     ids = iter(encoder.ids_of([text for own in texts for text in own]))
     rows, num_cut = [], 0
     for record, own in zip(records, texts, strict=True):
-        prompt = prompt_ids(record, settings.prompt, encoder.tokenizer, settings.max_prompt_tokens)
+        prompt, _ = encoder.prompter.fitted(record)
         room = max(0, encoder.max_length - len(prompt))
         answers = [next(ids) for _ in own]
         num_cut += sum(len(answer) > room for answer in answers)

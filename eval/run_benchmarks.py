@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, models, provenance
+from adg import artifacts, distributed, models, planning, provenance
 from adg.checks import check_consent
 from adg.command import parse_command
 from adg.config import Config
@@ -22,16 +22,22 @@ from adg.distributed import say
 from eval import harness
 from eval.benchmarks import BENCHMARKS, group_scores
 
+_BYTES_PER_QUESTION = 20_000  # of lm-eval's result with prompt and answer, about
+
 
 def main() -> None:
-    config, overwrite = parse_command(__doc__)
+    command = parse_command(__doc__)
+    config = command.config
     check_consent(config)
-    run = provenance.begin("evaluate", config, overwrite=overwrite)
+    run = provenance.begin("evaluate", config, overwrite=command.overwrite)
     if run is None:
         return
     folder = run.folder / "eval" / config.eval.name
     harness.quiet(offline=config.eval.data_dir is not None)
     manager, tasks = plan(config)
+    if command.dry_run:
+        show_plan(run, tasks)
+        return
     run.start()
     with distributed.process_group():
         missing = distributed.from_rank_0(
@@ -55,6 +61,17 @@ def plan(config: Config) -> tuple[Any, dict[str, list[str]]]:
         tasks = {name: harness.require_data(manager, own, data_dir, name)
                  for name, own in tasks.items()}
     return manager, tasks
+
+
+def show_plan(run: provenance.StageRun, tasks: dict[str, list[str]]) -> None:
+    """Say what there is to do."""
+    limit, folder = run.config.eval.limit, run.folder / "eval" / run.config.eval.name
+    missing = [name for name in tasks if not (folder / f"{name}.json").exists()]
+    questions = {name: min(BENCHMARKS[name].questions, limit * len(tasks[name]) if limit else
+                           BENCHMARKS[name].questions) for name in missing}
+    planning.show(run, {"questions": ", ".join(
+        f"{name} {number:,} at most" for name, number in questions.items()) or "none"},
+        records=sum(questions.values()), disk=sum(questions.values()) * _BYTES_PER_QUESTION)
 
 
 def evaluate_missing(missing: list[str], folder: Path, manager: Any, tasks: dict[str, list[str]],

@@ -27,6 +27,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run folder")
     parser.add_argument("--quiet", action="store_true", help="do not print the table")
+    parser.add_argument("--dry-run", action="store_true", help="print the table, write no file")
     arguments = parser.parse_args()
     runs = arguments.runs
     text = render(runs)
@@ -37,7 +38,7 @@ def main() -> None:
         run = provenance.begin("tables", config)
     if not arguments.quiet:
         print(text)
-    if run is not None:
+    if run is not None and not arguments.dry_run:
         run.start()
         artifacts.write_text(runs[0] / "tables.md", text + "\n")
         run.finish(records=len(results_of(runs[0])))

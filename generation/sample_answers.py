@@ -1,8 +1,8 @@
 """Stage sample: draw K answers to every instruction of the pool.
 
 Reads   pool.jsonl            N records
-Writes  answers/*.jsonl       N records with generated_answers [K] and finish_reasons [K], a file
-                              per chunk_size records; a chunk that is there is not drawn again
+Writes  answers/*.jsonl       N records with generated_answers, finish_reasons and num_tokens [K],
+                              a file per chunk_size records; what is there is not drawn again
 
     python -m generation.sample_answers configs/demo.yaml
     torchrun --nproc_per_node=2 -m generation.sample_answers configs/demo.yaml
@@ -10,45 +10,91 @@ Writes  answers/*.jsonl       N records with generated_answers [K] and finish_re
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from adg import artifacts, distributed, models, provenance
+from adg import artifacts, distributed, models, planning, provenance
 from adg.command import parse_command
 from adg.config import Config
 from adg.errors import InputError
-from adg.prompts import check_template, prompt_ids
+from adg.prompts import Prompter
 from adg.records import Pool
-from generation.samplers import SAMPLERS, Answer, Sampler
+from generation.samplers import SAMPLERS, Answer, Request, Sampler
 
+_BYTES_PER_TOKEN = 6  # of an answer in a file, about; more than most tokens have
 _TOO_LONG = "prompt_too_long"  # finish reason of the empty answers to a prompt that leaves no room
 
 
 def main() -> None:
-    config, overwrite = parse_command(__doc__)
-    run = provenance.begin("sample", config, overwrite=overwrite)
+    command = parse_command(__doc__, prompts=True)
+    config = command.config
+    run = provenance.begin("sample", config, overwrite=command.overwrite)
     if run is None:
         return
     pool = Pool(run.folder)
-    distributed.claim_gpu()
+    distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
     folder = models.local_folder(config.model.name_or_path, config.output_dir)
     tokenizer = load_checked_tokenizer(folder, config)
-    run.start()
+    prompter = Prompter(config.generation.prompt, tokenizer, config.generation)
+    if command.show_prompts:
+        show_prompts(pool.rows(range(command.show_prompts)), prompter, tokenizer)
+        return
     chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
     paths = [run.folder / "answers" / artifacts.chunk_name(i, "jsonl") for i in range(len(chunks))]
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
-    mine = distributed.my_share(missing)
+
+    def missing() -> list[int]:
+        return [i for i, path in enumerate(paths) if not path.exists() or run.extends
+                and not is_whole(path, len(chunks[i]), config.generation.num_answers)]
+
+    if command.dry_run:
+        plan(run, pool, prompter, chunks, list(range(len(chunks))) if command.overwrite
+             else missing())
+        return
+    run.start()
+    to_do = missing()
+    mine = distributed.my_share(to_do)
     if mine:
+        drafts = (Draft(i, pool.rows(chunks[i]), paths[i], prompter, config) for i in mine)
         sampler = SAMPLERS[config.generation.sampler](folder, config)
         with distributed.progress("sample", sum(len(chunks[i]) for i in mine)) as progress:
-            for i in mine:
-                records = pool.rows(chunks[i])
-                artifacts.write_jsonl(paths[i], answer(records, tokenizer, sampler, config))
-                progress.update(len(records))
-    if all(path.exists() for path in paths):
-        run.finish(records=sum(len(chunks[i]) for i in missing))
+            for draft in draw(drafts, sampler):
+                run.count(draft.index, draft.notes)
+                artifacts.write_jsonl(draft.path, draft.rows)
+                progress.update(len(draft.rows))
+    if not missing():
+        run.finish(records=sum(len(chunks[i]) for i in to_do))
+
+
+def show_prompts(records: list[dict], prompter: Prompter, tokenizer: Any) -> None:
+    """Print what the model reads of each record, special tokens included."""
+    for record in records:
+        ids, how = prompter.fitted(record)
+        distributed.say(f"== {record['id']}: {len(ids)} tokens, {how}\n{tokenizer.decode(ids)}")
+
+
+def plan(run: provenance.StageRun, pool: Pool, prompter: Prompter, chunks: list[range],
+         missing: list[int]) -> None:
+    """Say what there is to do."""
+    settings = run.config.generation
+    tokens, found = 0, Counter()
+    for i in missing:
+        for record in pool.rows(chunks[i]):
+            ids, how = prompter.fitted(record)
+            tokens += len(ids)
+            found[how] += 1
+    num_records = sum(len(chunks[i]) for i in missing)
+    num_answers = num_records * settings.num_answers
+    at_most = num_answers * settings.max_new_tokens
+    stored = run.folder.joinpath("pool.jsonl").stat().st_size * num_records // len(pool)
+    planning.show(run, {
+        "records": f"{num_records:,} of {len(pool):,} to do",
+        "prompts": f"{tokens:,} tokens; {found['cut']:,} cut, {found['too_long']:,} rejected",
+        "answers": f"{num_answers:,}, {at_most:,} tokens at most",
+    }, records=num_records, disk=stored + at_most * _BYTES_PER_TOKEN, chunks=chunks,
+        missing=missing)
 
 
 def load_checked_tokenizer(folder: Path, config: Config) -> Any:
@@ -58,35 +104,94 @@ def load_checked_tokenizer(folder: Path, config: Config) -> Any:
     if limit is not None and length > limit:
         raise InputError(f"generation.max_model_len is {length}, "
                          f"but the model takes {limit} tokens")
-    tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
-    check_template(config.generation.prompt, tokenizer)
-    return tokenizer
+    return models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
 
 
-def answer(records: list[dict], tokenizer: Any, sampler: Sampler, config: Config) -> list[dict]:
-    """A row of answers/ for each record, in order.
+def is_whole(path: Path, num_rows: int, num_answers: int) -> bool:
+    """Whether a file of an earlier, smaller run holds all rows with all answers."""
+    rows = artifacts.JsonlRows(path)
+    return len(rows) == num_rows and len(rows.row(0)[0]["generated_answers"]) == num_answers
 
-    A prompt that leaves no room for max_new_tokens gets K empty answers with the finish reason
-    `prompt_too_long`: its record has no vectors, is not scored, and is listed by the select stage.
+
+class Draft:
+    """A chunk of answers in the making: its rows, and the requests for what they lack.
+
+    A prompt that leaves no room for max_new_tokens (generation.long_prompts) gets K empty answers
+    with the finish reason `prompt_too_long`: its record has no vectors, is not scored, and is
+    listed by the select stage. `notes` lists the ids of such records, and of cut ones.
     """
-    settings = config.generation
-    room = settings.max_model_len - settings.max_new_tokens
-    prompts = [prompt_ids(record, settings.prompt, tokenizer, settings.max_prompt_tokens)
-               for record in records]
-    fitting = [i for i, ids in enumerate(prompts) if len(ids) <= room]
-    drawn = sampler.sample([prompts[i] for i in fitting],
-                           [seed_of(records[i]["id"], config.seed) for i in fitting])
-    answers = [[Answer("", _TOO_LONG)] * settings.num_answers for _ in records]
-    for i, texts in zip(fitting, drawn, strict=True):
-        answers[i] = texts
-    for i in sorted(set(range(len(records))) - set(fitting)):
-        tqdm.write(f"[sample] {records[i]['id']}: a prompt of {len(prompts[i])} tokens leaves no "
-                   f"room for {settings.max_new_tokens} within max_model_len; left without answers")
-    return [{
-        **{name: record[name] for name in ("id", "instruction", "input", "output")},
-        "generated_answers": [text.text for text in texts],
-        "finish_reasons": [text.finish_reason for text in texts],
-    } for record, texts in zip(records, answers, strict=True)]
+
+    def __init__(self, index: int, records: list[dict], path: Path, prompter: Prompter,
+                 config: Config) -> None:
+        self.index, self.path = index, path
+        self.rows = [_row(record) for record in records]
+        for row, earlier in zip(self.rows, artifacts.JsonlRows(path) if path.exists() else (),
+                                strict=False):
+            row |= {name: earlier[name] for name in _DRAWN}
+        self.notes: dict[str, list[str]] = {"cut_prompts": [], "rejected_prompts": []}
+        self.requests: dict[int, Request] = {}  # by the number of the row
+        for number, (row, record) in enumerate(zip(self.rows, records, strict=True)):
+            self._ask(number, row, record, prompter, config)
+
+    def _ask(self, number: int, row: dict, record: dict, prompter: Prompter,
+             config: Config) -> None:
+        ids, how = prompter.fitted(record)
+        have = len(row["generated_answers"])
+        lacking = config.generation.num_answers - have
+        if how == "too_long":
+            self.notes["rejected_prompts"].append(record["id"])
+            self._add(row, [Answer("", _TOO_LONG, 0)] * lacking)
+            return
+        if how == "cut":
+            self.notes["cut_prompts"].append(record["id"])
+        if lacking:
+            seed = seed_of(record["id"], config.seed) + have
+            self.requests[number] = Request(ids, seed, lacking)
+
+    def put(self, number: int, answers: list[Answer]) -> None:
+        """Take the answers to one request."""
+        del self.requests[number]
+        self._add(self.rows[number], answers)
+
+    @staticmethod
+    def _add(row: dict, answers: list[Answer]) -> None:
+        for name, values in zip(_DRAWN, zip(*answers, strict=True), strict=False):
+            row[name] = row[name] + list(values)
+
+
+_DRAWN = ("generated_answers", "finish_reasons", "num_tokens")  # as in Answer
+
+
+def _row(record: dict) -> dict:
+    return {name: record[name] for name in ("id", "instruction", "input", "output")} | {
+        name: [] for name in _DRAWN}
+
+
+def draw(drafts: Iterator[Draft], sampler: Sampler) -> Iterator[Draft]:
+    """Each draft as soon as it is whole.
+
+    The next chunk's requests are handed over while the last ones of this are being answered.
+    """
+    places: dict[int, tuple[Draft, int]] = {}  # of each request that is being answered
+    numbers = count()
+    empty: list[Draft] = []  # drafts that lack nothing the sampler could give
+
+    def requests() -> Iterator[Request]:
+        for draft in drafts:
+            if not draft.requests:
+                empty.append(draft)
+            for number, request in list(draft.requests.items()):
+                places[next(numbers)] = draft, number
+                yield request
+
+    for place, answers in sampler.stream(requests()):
+        draft, number = places.pop(place)
+        draft.put(number, answers)
+        if not draft.requests:
+            yield draft
+        while empty:
+            yield empty.pop()
+    yield from empty
 
 
 def seed_of(record_id: str, seed: int) -> int:

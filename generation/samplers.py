@@ -1,74 +1,136 @@
 """The engines that draw answers: vLLM, and transformers for what vLLM does not serve.
 
-Both take token ids and a seed per prompt, and give K answers each. Answer k of a prompt is drawn
-with seed + k, so it does not depend on the batch, the order or the rank it is drawn in.
+Both take token ids, a seed and a number of answers per request. Answer k of a prompt is drawn with
+seed + k, so it does not depend on the batch, the order or the rank it is drawn in.
 
 Shapes: B prompts, K answers, V vocabulary.
 """
 
 import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from adg import distributed
 from adg.config import Config
+from adg.errors import InputError
 
-_ROWS_AT_ONCE = 64  # answers that the transformers sampler draws in one batch
+
+class Request(NamedTuple):
+    """A prompt, and how many answers to draw to it, the first with `seed`, each next with one more.
+    """
+
+    prompt: list[int]  # token ids
+    seed: int
+    num_answers: int
 
 
 class Answer(NamedTuple):
-    """One answer: its text without special tokens, and "stop" or "length"."""
+    """One answer: its text without special tokens, "stop" or "length", and its tokens without the
+    one that ended it."""
 
     text: str
     finish_reason: str
+    num_tokens: int
 
 
 class Sampler(Protocol):
     """What a stage needs of an engine."""
 
-    def sample(self, prompts: list[list[int]], seeds: list[int]) -> list[list[Answer]]:
-        """K answers to each prompt (token ids), answer k drawn with its seed + k."""
+    def stream(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
+        """(number of the request, its answers) as they get done; requests are taken as there is
+        room for them."""
 
 
 class VllmSampler:
-    """vLLM in this process, on this rank's GPU or on the processor."""
+    """vLLM in this process, on this rank's GPUs or on the processor."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         on_gpu = distributed.count_gpus() > 0
-        _set_up_environment(on_gpu)
+        _set_up_environment(on_gpu, config)
         from vllm import LLM
 
         settings = config.generation
+        if settings.batch_invariant and not on_gpu:
+            raise InputError("generation.batch_invariant is for GPUs, and there is none; on a "
+                             "processor in float32 answers do not depend on the batch")
         engine: dict[str, Any] = {
             "dtype": config.model.dtype, "trust_remote_code": config.model.trust_remote_code,
             "max_model_len": settings.max_model_len, "seed": config.seed, "disable_log_stats": True,
+            "max_num_seqs": settings.max_num_seqs,
+            "enable_prefix_caching": settings.prefix_caching,
+            "tensor_parallel_size": config.model.tensor_parallel_size,
         }
         if on_gpu:
             engine["gpu_memory_utilization"] = settings.gpu_memory_utilization
+            if settings.max_num_batched_tokens is not None:
+                engine["max_num_batched_tokens"] = settings.max_num_batched_tokens
         else:
             # The processor's random generators cannot be rewound, as split prompts would ask of
             # them; compiling costs more than it wins there.
             engine |= {"enable_chunked_prefill": False, "enforce_eager": True,
-                       "max_num_batched_tokens": max(8192, settings.max_model_len)}
-        self._engine = LLM(str(folder), **engine)
+                       "max_num_batched_tokens": max(settings.max_num_batched_tokens or 8192,
+                                                     settings.max_model_len)}
+        try:
+            self.llm = LLM(str(folder), **engine)
+        except (ValueError, RuntimeError) as error:
+            if not _is_about_memory(error):
+                raise
+            raise InputError(_what_to_lower(error, on_gpu)) from None
         self._settings = settings
 
-    def sample(self, prompts: list[list[int]], seeds: list[int]) -> list[list[Answer]]:
+    def stream(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
+        engine, waiting, drawing = self.llm.llm_engine, enumerate(requests), {}
+        while True:
+            # twice what runs at once: when an answer ends, the next one has been there for long
+            while sum(drawing.values()) < 2 * self._settings.max_num_seqs:
+                number, request = next(waiting, (None, None))
+                if request is None:
+                    break
+                drawing[number] = request.num_answers
+                engine.add_request(str(number), {"prompt_token_ids": request.prompt},
+                                   self.parameters(request))
+            if not drawing:
+                return
+            for output in engine.step():
+                if output.finished:
+                    del drawing[int(output.request_id)]
+                    yield int(output.request_id), [_answer(drawn) for drawn in output.outputs]
+
+    def parameters(self, request: Request) -> Any:
+        """A request's SamplingParams."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         settings = self._settings
-        parameters = [SamplingParams(
-            n=settings.num_answers, temperature=settings.temperature, top_p=settings.top_p,
-            max_tokens=settings.max_new_tokens, min_tokens=settings.min_new_tokens, seed=seed,
-        ) for seed in seeds]
-        requests = [{"prompt_token_ids": ids} for ids in prompts]
-        outputs = self._engine.generate(requests, parameters, use_tqdm=False)
-        return [[Answer(answer.text, answer.finish_reason) for answer in output.outputs]
-                for output in outputs]
+        return SamplingParams(
+            n=request.num_answers, seed=request.seed, temperature=settings.temperature,
+            top_p=settings.top_p, max_tokens=settings.max_new_tokens,
+            min_tokens=settings.min_new_tokens, output_kind=RequestOutputKind.FINAL_ONLY)
 
 
-def _set_up_environment(on_gpu: bool) -> None:
+def _answer(drawn: Any) -> Answer:
+    ended = drawn.finish_reason == "stop"
+    return Answer(drawn.text, drawn.finish_reason, len(drawn.token_ids) - ended)
+
+
+def _is_about_memory(error: Exception) -> bool:
+    return any(word in str(error).lower() for word in ("memory", "kv cache"))
+
+
+def _what_to_lower(error: Exception, on_gpu: bool) -> str:
+    room = "raise generation.gpu_memory_utilization" if on_gpu else (
+        "raise VLLM_CPU_KVCACHE_SPACE (GiB, in the environment)")
+    return (f"vLLM did not start for lack of memory: {' '.join(str(error).split())} -- lower "
+            f"generation.max_model_len or generation.max_num_seqs, {room}, or spread the model "
+            f"over more GPUs with model.tensor_parallel_size")
+
+
+def _set_up_environment(on_gpu: bool, config: Config) -> None:
     """vLLM's own switches, which it reads when it is imported; what is set already stays."""
+    if config.generation.batch_invariant:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if not on_gpu:
@@ -95,14 +157,16 @@ class TransformersSampler:
         self._tokenizer = load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
         self._settings = config.generation
 
-    def sample(self, prompts: list[list[int]], seeds: list[int]) -> list[list[Answer]]:
-        num_answers = self._settings.num_answers
-        rows = [(ids, seed + k) for ids, seed in zip(prompts, seeds, strict=True)
-                for k in range(num_answers)]
-        answers: list[Answer] = []
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            answers += self._draw(rows[start: start + _ROWS_AT_ONCE])
-        return [answers[i: i + num_answers] for i in range(0, len(answers), num_answers)]
+    def stream(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
+        rows = ((number, request, k) for number, request in enumerate(requests)
+                for k in range(request.num_answers))
+        drawn: dict[int, list[Answer]] = {}
+        while batch := list(islice(rows, self._settings.max_num_seqs)):
+            answers = self._draw([(request.prompt, request.seed + k) for _, request, k in batch])
+            for (number, request, _), own in zip(batch, answers, strict=True):
+                drawn.setdefault(number, []).append(own)
+                if len(drawn[number]) == request.num_answers:
+                    yield number, drawn.pop(number)
 
     def _draw(self, rows: list[tuple[list[int], int]]) -> list[Answer]:
         import torch
@@ -139,7 +203,7 @@ class TransformersSampler:
     def _finish(self, ids: list[int], ends: list[int]) -> Answer:
         stop = next((place for place, token in enumerate(ids) if token in ends), None)
         text = self._tokenizer.decode(ids[:stop], skip_special_tokens=True)
-        return Answer(text, "length" if stop is None else "stop")
+        return Answer(text, "length" if stop is None else "stop", len(ids[:stop]))
 
 
 def _gumbel_noise(seeds: list[int]) -> Any:

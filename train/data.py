@@ -5,18 +5,18 @@ Shapes: B records of a batch, T tokens.
 
 from typing import Any
 
-from adg.prompts import prompt_ids
+from adg.prompts import Prompter
 
 IGNORED = -100  # the label that the loss leaves out
 
 
-def encode(record: dict, template: str, tokenizer: Any,
+def encode(record: dict, prompter: Prompter, tokenizer: Any,
            max_length: int) -> dict[str, list[int]] | None:
     """{"input_ids", "labels"} of prompt, response and end-of-text, cut at the end to max_length.
 
     Prompt and response are tokenised apart, as in sampling. None where the cut leaves no response.
     """
-    prompt = prompt_ids(record, template, tokenizer)
+    prompt = prompter.ids(record)
     response = tokenizer(record["output"], add_special_tokens=False)["input_ids"]
     ids = (prompt + response + [tokenizer.eos_token_id])[:max_length]
     if len(ids) <= len(prompt):

@@ -17,25 +17,27 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, models, provenance
+from adg import artifacts, distributed, models, planning, provenance
 from adg.checks import accumulation_steps, check_deepspeed_file
 from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import say
 from adg.errors import InputError
-from adg.prompts import check_template
+from adg.prompts import Prompter
 from adg.records import normalise, problem_of, read_source
 from adg.stages import model_of
 from train.data import collate, encode
 
+_OPTIMIZER_BYTES = 12  # a weight and AdamW's two moments in float32, in a checkpoint
 _WHOLE = "complete.json"  # written into a checkpoint when all of its files are on disk
 
 
 def main() -> None:
-    config, overwrite = parse_command(__doc__)
+    command = parse_command(__doc__)
+    config = command.config
     accumulation = accumulation_steps(config, distributed.world_size())
     check_deepspeed_file(config)
-    run = provenance.begin("finetune", config, overwrite=overwrite)
+    run = provenance.begin("finetune", config, overwrite=command.overwrite)
     if run is None:
         return
     model, work = (run.folder / name / config.train.name for name in ("models", "train"))
@@ -43,13 +45,15 @@ def main() -> None:
         if distributed.rank() == 0:
             run.finish(records=0)
         return
-    checkpoint = None if overwrite else last_whole_checkpoint(work)
+    checkpoint = None if command.overwrite else last_whole_checkpoint(work)
     prepare_environment()
     folder = models.local_folder(model_of("train.model", config), config.output_dir)
     tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
-    check_template(config.train.prompt, tokenizer)
     records = read_subset(subset_path(config))
     examples, counts = encode_all(records, tokenizer, config)
+    if command.dry_run:
+        plan(run, examples, folder)
+        return
     run.start()
     trainer = build_trainer(folder, tokenizer, examples, work, accumulation, config)
     say(f"[finetune] {len(examples)} records, {config.train.epochs} epochs"
@@ -60,6 +64,22 @@ def main() -> None:
         run.finish(records=len(examples) * config.train.epochs, **counts,
                    steps=result.global_step, train_loss=result.training_loss)
     end_process_group()
+
+
+def plan(run: provenance.StageRun, examples: list[dict], folder: Path) -> None:
+    """Say what there is to do."""
+    settings = run.config.train
+    steps = settings.epochs * -(-len(examples) // settings.batch_size)
+    tokens = settings.epochs * sum(len(example["input_ids"]) for example in examples)
+    weights = models.num_weights(folder, trust_remote_code=run.config.model.trust_remote_code)
+    per_weight = 4 if run.config.model.dtype == "float32" else 2
+    checkpoint = weights * (per_weight + _OPTIMIZER_BYTES)
+    planning.show(run, {
+        "records": f"{len(examples):,}, {settings.epochs} epochs, {steps:,} steps, "
+                   f"{tokens:,} tokens",
+        "model": f"{weights:,} weights",
+    }, records=settings.epochs * len(examples),
+        disk=weights * per_weight + (settings.keep_checkpoints + 1) * checkpoint)
 
 
 def subset_path(config: Config) -> Path:
@@ -113,7 +133,8 @@ def prepare_environment() -> None:
 def encode_all(records: list[dict], tokenizer: Any, config: Config) -> tuple[list[dict], dict]:
     """(examples, counts of what was cut): the records of the subset as ids and labels."""
     limit = config.train.max_length
-    encoded = [encode(record, config.train.prompt, tokenizer, limit) for record in records]
+    prompter = Prompter(config.train.prompt, tokenizer, config.generation)
+    encoded = [encode(record, prompter, tokenizer, limit) for record in records]
     examples = [example for example in encoded if example is not None]
     cut = sum(len(example["input_ids"]) == limit for example in examples)
     left_out = len(records) - len(examples)

@@ -61,10 +61,10 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for way in WAYS:
                 runs[way].append(measure(way, Path(folder)))
-        reference = np.load(Path(folder) / "release.npy")
+        reference = unit(np.load(Path(folder) / "release.npy"))
         for way, results in runs.items():
-            vectors = np.load(Path(folder) / f"{way}.npy")
-            worst = 1 - (reference * vectors).sum(1).min()
+            vectors = unit(np.load(Path(folder) / f"{way}.npy"))
+            worst = max(0.0, 1 - (reference * vectors).sum(1).min())
             report(way, results, statistics.median(r["seconds"] for r in runs["release"]), worst)
     if device == "cpu":
         print("not run: the same on a GPU (none here)")
@@ -94,6 +94,11 @@ def device_of(arguments: argparse.Namespace) -> str:
     if arguments.llama_8b:
         raise SystemExit("--llama-8b needs a GPU, and there is none: not run")
     return "cpu"
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length 1 in float64."""
+    return vectors / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
 
 
 def measure(way: str, folder: Path) -> dict:

@@ -9,10 +9,11 @@ from conftest import RECORDS, tree
 from transformers import AutoModelForCausalLM
 
 from adg import artifacts, distributed
+from adg.config import GenerationConfig
 from adg.errors import InputError
 from adg.geometry import centred_grams
 from adg.models import load_tokenizer
-from adg.prompts import prompt_ids
+from adg.prompts import Prompter
 from embedding import backbone, embed
 from generation import prepare_pool
 
@@ -60,7 +61,7 @@ def test_vectors_are_the_papers(config_file, stage, answered, tiny_model):
         text = record["instruction"] + ("\n" + record["input"] if record["input"] else "")
         ids = tokenizer(text)["input_ids"]
         assert instructions[i] @ by_hand(model, ids, slice(1, None)) == pytest.approx(1, abs=1e-6)
-        prompt = prompt_ids(record, "alpaca", tokenizer)
+        prompt = Prompter("alpaca", tokenizer, GenerationConfig()).ids(record)
         for k, answer in enumerate(ANSWERS[i]):
             own = tokenizer(answer, add_special_tokens=False)["input_ids"]
             expected = by_hand(model, prompt + own, slice(len(prompt), None))
@@ -173,12 +174,11 @@ def test_several_gpus_for_a_model_where_there_is_none(config_file, stage, answer
 
 
 def test_gpus_are_dealt_out_in_turn(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert (distributed.my_gpus(1), distributed.my_gpus(2)) == ([1], [2, 3])
+    assert distributed.own_gpus(1, 5, "a.b") == [1] and distributed.own_gpus(2, 5, "a.b") == [2, 3]
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(InputError, match="3 ranks on a node need 6 GPUs, but it has 5"):
-        distributed.my_gpus(2)
+    with pytest.raises(InputError, match="a.b is 2: 3 ranks on a node need 6 GPUs, but it has 5"):
+        distributed.own_gpus(2, 5, "a.b")
 
 
 def test_the_recorded_line_counts_what_was_done(config_file, stage, answered):

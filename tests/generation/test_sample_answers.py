@@ -1,16 +1,23 @@
 import json
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import RECORDS, command, tree
+from conftest import RECORDS, ROOT, command, tree
 
 from adg import artifacts
-from adg.config import load_config
+from adg.config import Config, GenerationConfig, load_config
+from adg.errors import InputError
 from adg.models import load_tokenizer
+from adg.prompts import Prompter
 from adg.records import Pool
 from generation import prepare_pool, sample_answers
-from generation.sample_answers import answer, seed_of
-from generation.samplers import TransformersSampler
+from generation.sample_answers import Draft, draw, seed_of
+from generation.samplers import Answer, TransformersSampler
 
 
 @pytest.fixture
@@ -45,16 +52,110 @@ def test_rows_follow_the_pool_and_carry_the_reasons(config_file, stage, prepared
     assert len({text for row in rows for text in row["generated_answers"]}) > 20
 
 
+def drawn(records: list[dict], sampler, prompter: Prompter, config: Config) -> list[dict]:
+    """The rows of these records, drawn as one chunk."""
+    draft = Draft(0, records, Path("none"), prompter, config)
+    return next(draw(iter([draft]), sampler)).rows
+
+
 def test_answers_depend_on_seed_id_and_k_only(config_file, stage, prepared, tiny_model):
     stage(sample_answers, config_file())
-    config = load_config(config_file(), [])
+    config = load_config(config_file(), ["generation.max_num_seqs=7"])
     tokenizer = load_tokenizer(tiny_model, trust_remote_code=False)
     sampler = TransformersSampler(tiny_model, config)
-    pool = Pool(prepared)
-    backwards = answer(pool.rows(range(10))[::-1], tokenizer, sampler, config)[::-1]
+    prompter = Prompter("alpaca", tokenizer, config.generation)
+    records = Pool(prepared).rows(range(10))
+    backwards = drawn(records[::-1], sampler, prompter, config)[::-1]
     assert backwards == list(artifacts.JsonlRows(prepared / "answers"))
     config.seed = 1
-    assert answer(pool.rows(range(10)), tokenizer, sampler, config) != backwards
+    assert drawn(records, sampler, prompter, config) != backwards
+
+
+def test_more_answers_and_more_records_are_added_to_what_is_there(config_file, stage, prepared,
+                                                                 tmp_path, monkeypatch, capsys):
+    path = config_file()
+    stage(sample_answers, path)
+    asked = []
+    stream = TransformersSampler.stream
+
+    def counted(self, requests):
+        yield from stream(self, (asked.append(request.num_answers) or request
+                                 for request in requests))
+
+    monkeypatch.setattr(TransformersSampler, "stream", counted)
+    stage(sample_answers, path, "generation.num_answers=5", rank=0, world=2)  # of three chunks two
+    assert asked == [2] * 6
+    stage(sample_answers, path, "generation.num_answers=5")
+    assert asked == [2] * 10 and "num_answers was 3 and is 5" in capsys.readouterr().out
+    pool = [json.loads(line) for line in (prepared / "pool.jsonl").open()]
+    more = [{"instruction": f"Say {n}.", "output": "x", "id": f"more{n}"} for n in range(4)]
+    artifacts.write_jsonl(tmp_path / "longer.jsonl", [*pool, *more])
+    asked.clear()
+    longer = [path, "generation.num_answers=5", f"pool.path={tmp_path / 'longer.jsonl'}"]
+    stage(prepare_pool, *longer)
+    stage(sample_answers, *longer)
+    assert asked == [5] * 4 and "pool.jsonl was" in capsys.readouterr().out
+    grown = tree(prepared / "answers")
+    assert list(grown) == [f"{i:05d}.jsonl" for i in range(4)]
+    anew = [*longer, f"output_dir={tmp_path / 'anew'}"]
+    stage(prepare_pool, *anew)
+    stage(sample_answers, *anew)
+    assert tree(tmp_path / "anew/answers") == grown
+    stage(sample_answers, *longer)
+    assert "done before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [
+    "generation.num_answers=2", "generation.temperature=1.0", "model.dtype=bfloat16"])
+def test_what_is_no_growth_is_refused(config_file, stage, prepared, change):
+    stage(sample_answers, config_file())
+    before = tree(prepared / "answers")
+    with pytest.raises(InputError, match=f"{change.split('=')[0]} was .*another output_dir"):
+        stage(sample_answers, config_file(), change)
+    records = [json.loads(line) for line in (prepared / "pool.jsonl").open()]
+    records[2]["output"] += "!"
+    artifacts.write_jsonl(prepared / "pool.jsonl", [*records, records[0] | {"id": "new"}])
+    with pytest.raises(InputError, match="pool.jsonl was .*another output_dir"):
+        stage(sample_answers, config_file())
+    assert tree(prepared / "answers") == before
+
+
+def test_tokens_are_counted_without_the_one_that_ends(config_file, stage, prepared, tiny_model):
+    stage(sample_answers, config_file(generation={"max_new_tokens": 40, "temperature": 3.0}))
+    tokenizer = load_tokenizer(tiny_model, trust_remote_code=False)
+    reasons = set()
+    for row in artifacts.JsonlRows(prepared / "answers"):
+        for text, reason, number in zip(row["generated_answers"], row["finish_reasons"],
+                                        row["num_tokens"], strict=True):
+            reasons.add(reason)
+            assert number == 40 if reason == "length" else number < 40
+            if "\ufffd" not in text:
+                assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= number
+    assert reasons == {"stop", "length"}
+
+
+def test_the_next_chunk_is_handed_over_before_this_one_is_answered(config_file, prepared,
+                                                                   tiny_model):
+    config = load_config(config_file(), [])
+    prompter = Prompter("alpaca", load_tokenizer(tiny_model, trust_remote_code=False),
+                        config.generation)
+    records, taken, whole = Pool(prepared).rows(range(10)), [], []
+
+    class LateSampler:
+        """Answers the first request last."""
+
+        def stream(self, requests):
+            for number, request in enumerate(requests):
+                taken.append(number)
+                if number:
+                    yield number, [Answer("a", "stop", 1)] * request.num_answers
+            yield 0, [Answer("a", "stop", 1)] * 3
+
+    drafts = (Draft(i, records[5 * i: 5 * i + 5], Path("none"), prompter, config)
+              for i in range(2))
+    for draft in draw(drafts, LateSampler()):
+        whole.append((draft.index, len(taken)))
+    assert whole == [(1, 10), (0, 10)]
 
 
 def test_seeds_leave_room_for_the_answers_of_a_record():
@@ -63,15 +164,82 @@ def test_seeds_leave_room_for_the_answers_of_a_record():
     assert min(b - a for a, b in zip(seeds, seeds[1:], strict=False)) > 1000
 
 
-def test_a_prompt_without_room_is_left_without_answers(config_file, stage, prepared, capsys):
+def test_a_prompt_without_room_is_left_without_answers_or_cut(config_file, stage, prepared,
+                                                              capsys):
     room = {"max_model_len": 110, "max_new_tokens": 6}  # only the shortest prompts fit
     stage(sample_answers, config_file(generation=room))
     rows = list(artifacts.JsonlRows(prepared / "answers"))
-    reasons = [row["finish_reasons"][0] for row in rows]
-    assert "prompt_too_long" in reasons and len(set(reasons)) > 1
+    rejected = [row["id"] for row in rows if row["finish_reasons"][0] == "prompt_too_long"]
+    assert 0 < len(rejected) < 10
     for row in rows:
-        if row["finish_reasons"][0] == "prompt_too_long":
-            assert row["generated_answers"] == ["", "", ""]
+        assert (row["generated_answers"] == ["", "", ""]) == (row["id"] in rejected)
+    assert f"rejected prompts: {len(rejected)}" in capsys.readouterr().out
+    listed = [json.loads(path.read_text()) for path in sorted(
+        (prepared / "provenance/sample.counts").glob("*.json"))]
+    assert [name for chunk in listed for name in chunk["rejected_prompts"]] == rejected
+    stage(sample_answers, config_file(generation=room | {"long_prompts": "cut_input"}),
+          "--overwrite")
+    line = json.loads((prepared / "log.jsonl").read_text().splitlines()[-1])
+    assert line["cut_prompts"] == len(rejected) and "rejected_prompts" not in line
+
+
+def test_the_samplers_draw_from_the_models_distribution(config_file, stage, tmp_path, tiny_model):
+    """Chi-square of 2,000 first tokens by each engine against the model's own probabilities."""
+    import torch
+    from scipy.stats import chisquare
+    from transformers import AutoModelForCausalLM, TemperatureLogitsWarper, TopPLogitsWarper
+
+    artifacts.write_jsonl(tmp_path / "same.jsonl", (
+        {"id": str(i), "instruction": "Name a colour.", "output": "Red."} for i in range(40)))
+    overrides = [f"pool.path={tmp_path / 'same.jsonl'}", "chunk_size=40"]
+    settings = {"num_answers": 50, "max_new_tokens": 1, "min_new_tokens": 0}
+    tokenizer = load_tokenizer(tiny_model, trust_remote_code=False)
+    prompt = Prompter("alpaca", tokenizer, GenerationConfig()).ids(
+        {"instruction": "Name a colour.", "input": ""})
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt])).logits[:, -1]
+    warped = TopPLogitsWarper(0.9)(None, TemperatureLogitsWarper(1.4)(None, logits))[0]
+    expected: Counter[str] = Counter()
+    for token, share in enumerate(torch.softmax(warped, -1).tolist()):
+        text = tokenizer.decode([token], skip_special_tokens=True)
+        expected[text.strip("\ufffd")] += 2000 * share  # vLLM drops a part of a character
+    assert expected.total() == pytest.approx(2000)
+    common = [text for text, number in expected.items() if number >= 5]
+    assert len(common) > 10
+    for sampler in ("transformers", "vllm"):
+        path = config_file(generation=settings | {"sampler": sampler})
+        own = [path, *overrides, f"output_dir={tmp_path / sampler}"]
+        stage(prepare_pool, *own)
+        result = command("generation.sample_answers", *own)
+        assert result.returncode == 0, result.stderr
+        found = Counter(text.strip("\ufffd") for row in artifacts.JsonlRows(tmp_path / sampler / "answers")
+                        for text in row["generated_answers"])
+        assert set(found) <= {text for text, number in expected.items() if number}
+        rest = [2000 - sum(counter[text] for text in common) for counter in (found, expected)]
+        assert chisquare([*(found[text] for text in common), rest[0]],
+                         [*(expected[text] for text in common), rest[1]],
+                         sum_check=False).pvalue > 0.001
+
+
+def test_two_agents_share_a_run_folder(config_file, stage, prepared):
+    """As on two nodes: two torchruns of one rank each that find each other."""
+    stage(sample_answers, config_file())
+    alone = tree(prepared / "answers")
+    stage(prepare_pool, config_file(output_dir=str(prepared.parent / "two")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agents = [subprocess.Popen(
+        [sys.executable, "-m", "adg.launch", "--nnodes=2", "--nproc_per_node=1",
+         "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test",
+         "-m", "generation.sample_answers", str(config_file()),
+         f"output_dir={prepared.parent / 'two'}"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    assert [agent.wait() for agent in agents] == [0, 0]
+    assert tree(prepared.parent / "two/answers") == alone
+    line = json.loads((prepared.parent / "two/log.jsonl").read_text().splitlines()[-1])
+    assert (line["stage"], line["world_size"]) == ("sample", 2)
 
 
 def test_vllm_draws_the_same_alone_and_under_torchrun(config_file, prepared):

@@ -1,6 +1,8 @@
 import pytest
 
+from adg.config import GenerationConfig
 from adg.models import load_tokenizer
+from adg.prompts import Prompter
 from train.data import IGNORED, collate, encode
 
 RECORD = {"instruction": "Add.", "input": "", "output": "Three."}
@@ -11,8 +13,12 @@ def tokenizer(tiny_model):
     return load_tokenizer(tiny_model, trust_remote_code=False)
 
 
+def encoded(record, template, tokenizer, limit):
+    return encode(record, Prompter(template, tokenizer, GenerationConfig()), tokenizer, limit)
+
+
 def test_the_loss_is_on_the_response_and_its_end(tokenizer):
-    example = encode(RECORD, "chat", tokenizer, 100)
+    example = encoded(RECORD, "chat", tokenizer, 100)
     shown = [(token, label)
              for token, label in zip(example["input_ids"], example["labels"], strict=True)]
     prompt = [token for token, label in shown if label == IGNORED]
@@ -23,10 +29,10 @@ def test_the_loss_is_on_the_response_and_its_end(tokenizer):
 
 
 def test_a_long_response_loses_its_end_and_a_long_prompt_its_record(tokenizer):
-    whole = encode(RECORD, "alpaca", tokenizer, 10**6)["input_ids"]
-    prompt = encode(RECORD, "alpaca", tokenizer, 10**6)["labels"].count(IGNORED)
-    assert encode(RECORD, "alpaca", tokenizer, prompt + 1)["input_ids"] == whole[: prompt + 1]
-    assert encode(RECORD, "alpaca", tokenizer, prompt) is None
+    whole = encoded(RECORD, "alpaca", tokenizer, 10**6)["input_ids"]
+    prompt = encoded(RECORD, "alpaca", tokenizer, 10**6)["labels"].count(IGNORED)
+    assert encoded(RECORD, "alpaca", tokenizer, prompt + 1)["input_ids"] == whole[: prompt + 1]
+    assert encoded(RECORD, "alpaca", tokenizer, prompt) is None
 
 
 def test_padding_is_neither_read_nor_learnt():

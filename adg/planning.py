@@ -1,0 +1,84 @@
+"""What a stage would do, for --dry-run: counts, chunks, disk and time, with nothing written."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from adg.distributed import my_share, say, world_size
+from adg.provenance import StageRun
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def show(run: StageRun, work: dict[str, str], *, records: int, disk: int,
+         chunks: Sequence[range] = (), missing: Sequence[int] = ()) -> None:
+    """Print what a stage would do: its own lines of `work`, then what all stages have.
+
+    `records` are those still to do, `disk` the bytes they will take at most, `missing` the chunks
+    still to do of all `chunks`.
+    """
+    lines = dict(work)
+    if chunks:
+        most = max((len(chunks[i]) for i in my_share(missing)), default=0)
+        lines["chunks"] = (f"{len(missing):,} of {len(chunks):,} to do; this rank, of "
+                           f"{world_size()}, has {len(my_share(missing)):,}"
+                           + (f" of at most {most:,} records" if most else ""))
+    free = shutil.disk_usage(_there(run.folder)).free
+    lines["disk"] = (f"{_size(disk)} at most, {_size(free)} free"
+                     + (": NOT ENOUGH" if disk > free else ""))
+    lines["time"] = _time(run, records)
+    say(f"[{run.label}] dry run, nothing is written:")
+    for name, text in lines.items():
+        say(f"  {name:<10}{text}")
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def _size(number: float) -> str:
+    for unit in _UNITS:
+        if number < 1024 or unit == _UNITS[-1]:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1024
+    raise AssertionError
+
+
+def _time(run: StageRun, records: int) -> str:
+    found = _last_speed(run) or _chunk_speed(run)
+    if found is None:
+        return "unknown: this run folder holds no speed of this stage yet"
+    speed, where = found
+    seconds = records / speed
+    shown = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+    return f"about {shown} for {records:,} records at {speed:.2f} records/s ({where})"
+
+
+def _last_speed(run: StageRun) -> tuple[float, str] | None:
+    """Records/s of this stage's last line in log.jsonl, scaled to this number of ranks."""
+    log = run.folder / "log.jsonl"
+    if not log.is_file():
+        return None
+    found = None
+    for text in log.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        if line["stage"] == run.name and line["records_per_second"] > 0:
+            found = line
+    if found is None:
+        return None
+    ranks = found["world_size"]
+    return (found["records_per_second"] * world_size() / ranks,
+            f"log.jsonl of {found['time']}, {ranks} rank(s) then")
+
+
+def _chunk_speed(run: StageRun) -> tuple[float, str] | None:
+    """Records/s from when the chunks of an unfinished run were written."""
+    if not run.outputs[-1].endswith("/"):
+        return None
+    times = sorted(path.stat().st_mtime for path in (run.folder / run.outputs[-1]).glob("[0-9]*"))
+    if len(times) < 2 or times[-1] == times[0]:
+        return None
+    speed = (len(times) - 1) * run.config.chunk_size / (times[-1] - times[0])
+    return speed, f"from {len(times)} chunks that are there"
