@@ -43,8 +43,14 @@ def main() -> None:
     check_ahead(stages, config, ranks)
     began, ran = time.monotonic(), []
     for name in stages:
-        if not command.overwrite and already_done(name, config):
-            continue
+        try:
+            if not command.overwrite and already_done(name, config):
+                continue
+        except InputError as error:
+            if command.dry_run and ran:  # its input is what an earlier stage would make
+                print(f"[{name}] cannot say yet: {error}")
+                return
+            raise
         if name in ("sample", "embed"):
             check_pool_size(stages, config)
         own = ranks_for(name, config, ranks)

@@ -213,7 +213,8 @@ def test_the_samplers_draw_from_the_models_distribution(config_file, stage, tmp_
         stage(prepare_pool, *own)
         result = command("generation.sample_answers", *own)
         assert result.returncode == 0, result.stderr
-        found = Counter(text.strip("\ufffd") for row in artifacts.JsonlRows(tmp_path / sampler / "answers")
+        rows = artifacts.JsonlRows(tmp_path / sampler / "answers")
+        found = Counter(text.strip("\ufffd") for row in rows
                         for text in row["generated_answers"])
         assert set(found) <= {text for text, number in expected.items() if number}
         rest = [2000 - sum(counter[text] for text in common) for counter in (found, expected)]
