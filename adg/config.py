@@ -89,7 +89,8 @@ class GenerationConfig:
     min_new_tokens: int = _key(1, "tokens per answer at least; an answer without one has no vector")
     max_model_len: int = _key(2048, "tokens of prompt and answer together that the engine takes")
     gpu_memory_utilization: float = _key(0.9, "share of each GPU's memory for vLLM", tuning=True)
-    max_num_seqs: int = _key(256, "answers that the engine draws at once", tuning=True)
+    max_num_seqs: int | None = _key(None, "answers that the engine draws at once; null: vLLM's own "
+                                          "choice, 64 with transformers", tuning=True)
     max_num_batched_tokens: int | None = _key(None, "tokens of one step of vLLM; null: its own "
                                                     "choice", tuning=True)
     prefix_caching: bool = _key(True, "vLLM: compute what prompts share once", tuning=True)
@@ -109,7 +110,7 @@ class GenerationConfig:
         _require(0 <= low <= high, "generation.min_new_tokens", low, "from 0 to max_new_tokens")
         room = self.max_model_len
         _require(room > high, "generation.max_model_len", room, f"above max_new_tokens ({high})")
-        _require(self.max_num_seqs >= 1, "generation.max_num_seqs", self.max_num_seqs, "1 or more")
+        _positive_or_none("generation.max_num_seqs", self.max_num_seqs)
         _positive_or_none("generation.max_num_batched_tokens", self.max_num_batched_tokens)
         share = self.gpu_memory_utilization
         _require(0 < share <= 1, "generation.gpu_memory_utilization", share, "above 0, at most 1")

@@ -16,6 +16,8 @@ from adg import distributed
 from adg.config import Config
 from adg.errors import InputError
 
+_BATCH = 64  # answers that transformers draws at once, unless told otherwise
+
 
 class Request(NamedTuple):
     """A prompt, and how many answers to draw to it, the first with `seed`, each next with one more.
@@ -58,14 +60,13 @@ class VllmSampler:
         engine: dict[str, Any] = {
             "dtype": config.model.dtype, "trust_remote_code": config.model.trust_remote_code,
             "max_model_len": settings.max_model_len, "seed": config.seed, "disable_log_stats": True,
-            "max_num_seqs": settings.max_num_seqs,
             "enable_prefix_caching": settings.prefix_caching,
             "tensor_parallel_size": config.model.tensor_parallel_size,
         }
+        engine |= {name: value for name in ("max_num_seqs", "max_num_batched_tokens")
+                   if (value := getattr(settings, name)) is not None}
         if on_gpu:
             engine["gpu_memory_utilization"] = settings.gpu_memory_utilization
-            if settings.max_num_batched_tokens is not None:
-                engine["max_num_batched_tokens"] = settings.max_num_batched_tokens
         else:
             # The processor's random generators cannot be rewound, as split prompts would ask of
             # them; compiling costs more than it wins there.
@@ -79,12 +80,13 @@ class VllmSampler:
                 raise
             raise InputError(_what_to_lower(error, on_gpu)) from None
         self._settings = settings
+        # twice what runs at once: when an answer ends, the next one has been there for long
+        self._in_flight = 2 * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
         engine, waiting, drawing = self.llm.llm_engine, enumerate(requests), {}
         while True:
-            # twice what runs at once: when an answer ends, the next one has been there for long
-            while sum(drawing.values()) < 2 * self._settings.max_num_seqs:
+            while sum(drawing.values()) < self._in_flight:
                 number, request = next(waiting, (None, None))
                 if request is None:
                     break
@@ -161,7 +163,7 @@ class TransformersSampler:
         rows = ((number, request, k) for number, request in enumerate(requests)
                 for k in range(request.num_answers))
         drawn: dict[int, list[Answer]] = {}
-        while batch := list(islice(rows, self._settings.max_num_seqs)):
+        while batch := list(islice(rows, self._settings.max_num_seqs or _BATCH)):
             answers = self._draw([(request.prompt, request.seed + k) for _, request, k in batch])
             for (number, request, _), own in zip(batch, answers, strict=True):
                 drawn.setdefault(number, []).append(own)
