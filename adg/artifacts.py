@@ -154,10 +154,11 @@ class JsonlRows:
         row = wanted.start
         while row < min(wanted.stop, len(self)):
             number, line = self._locate(row)
+            name = str(self._files[number])
             with self._files[number].open("rb") as file:
                 file.seek(self._offsets[number][line])
                 for content in islice(file, min(wanted.stop, self._starts[number + 1]) - row):
-                    where = f"{self._files[number]}:{line + 1}"
+                    where = f"{name}:{line + 1}"
                     yield self.parse(content, where), where
                     row, line = row + 1, line + 1
 
@@ -194,10 +195,16 @@ def _line_offsets(path: Path) -> array:
     return offsets
 
 
+_DECODER = json.JSONDecoder()
+
+
 def parse_record(line: bytes, where: str) -> dict:
     """One JSON object; InputError that names `where` otherwise."""
     try:
-        record = json.loads(line.decode("utf-8"))
+        text = line.strip(b" \t\r\n").decode("utf-8")
+        record, end = _DECODER.raw_decode(text)
+        if end != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
     except (ValueError, RecursionError) as error:  # broken JSON or UTF-8, or thousands of brackets
         raise InputError(f"{where}: not valid JSON ({error}); mend or remove the line") from None
     if not isinstance(record, dict):
