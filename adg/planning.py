@@ -1,10 +1,10 @@
 """What a stage would do, for --dry-run: counts, chunks, disk and time, with nothing written."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from adg import artifacts
 from adg.distributed import my_share, say, world_size
 from adg.provenance import StageRun
 
@@ -61,13 +61,11 @@ def _last_speed(run: StageRun) -> tuple[float, str] | None:
     log = run.folder / "log.jsonl"
     if not log.is_file():
         return None
-    found = None
-    for text in log.read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
-        if line["stage"] == run.name and line["records_per_second"] > 0:
-            found = line
-    if found is None:
+    lines = [line for line in artifacts.JsonlRows(log)
+             if line["stage"] == run.name and line["records_per_second"] > 0]
+    if not lines:
         return None
+    found = lines[-1]
     ranks = found["world_size"]
     return (found["records_per_second"] * world_size() / ranks,
             f"log.jsonl of {found['time']}, {ranks} rank(s) then")

@@ -31,6 +31,9 @@ _TOO_LONG = "prompt_too_long"  # finish reason of the empty answers to a prompt 
 def main() -> None:
     command = parse_command(__doc__, prompts=True)
     config = command.config
+    if command.show_prompts:
+        show_prompts(command.show_prompts, config)
+        return
     run = provenance.begin("sample", config, overwrite=command.overwrite)
     if run is None:
         return
@@ -39,9 +42,6 @@ def main() -> None:
     folder = models.local_folder(config.model.name_or_path, config.output_dir)
     tokenizer = load_checked_tokenizer(folder, config)
     prompter = Prompter(config.generation.prompt, tokenizer, config.generation)
-    if command.show_prompts:
-        show_prompts(pool.rows(range(command.show_prompts)), prompter, tokenizer)
-        return
     chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
     paths = [run.folder / "answers" / artifacts.chunk_name(i, "jsonl") for i in range(len(chunks))]
 
@@ -68,9 +68,12 @@ def main() -> None:
         run.finish(records=sum(len(chunks[i]) for i in to_do))
 
 
-def show_prompts(records: list[dict], prompter: Prompter, tokenizer: Any) -> None:
-    """Print what the model reads of each record, special tokens included."""
-    for record in records:
+def show_prompts(number: int, config: Config) -> None:
+    """Print what the model reads of the first records, special tokens included."""
+    folder = models.local_folder(config.model.name_or_path, config.output_dir)
+    tokenizer = load_checked_tokenizer(folder, config)
+    prompter = Prompter(config.generation.prompt, tokenizer, config.generation)
+    for record in Pool(Path(config.output_dir)).rows(range(number)):
         ids, how = prompter.fitted(record)
         distributed.say(f"== {record['id']}: {len(ids)} tokens, {how}\n{tokenizer.decode(ids)}")
 

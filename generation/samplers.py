@@ -50,13 +50,13 @@ class VllmSampler:
 
     def __init__(self, folder: Path, config: Config) -> None:
         on_gpu = distributed.count_gpus() > 0
-        _set_up_environment(on_gpu, config)
-        from vllm import LLM
-
         settings = config.generation
         if settings.batch_invariant and not on_gpu:
             raise InputError("generation.batch_invariant is for GPUs, and there is none; on a "
                              "processor in float32 answers do not depend on the batch")
+        _set_up_environment(on_gpu, config)
+        from vllm import LLM
+
         engine: dict[str, Any] = {
             "dtype": config.model.dtype, "trust_remote_code": config.model.trust_remote_code,
             "max_model_len": settings.max_model_len, "seed": config.seed, "disable_log_stats": True,

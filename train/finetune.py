@@ -41,7 +41,8 @@ def main() -> None:
     if run is None:
         return
     model, work = (run.folder / name / config.train.name for name in ("models", "train"))
-    if run.was_started() and model.is_dir():  # killed between the last two steps
+    killed_at_the_end = run.was_started() and model.is_dir()  # between the last two steps
+    if killed_at_the_end and not command.dry_run:
         if distributed.rank() == 0:
             run.finish(records=0)
         return

@@ -93,6 +93,9 @@ def test_prompts_can_be_seen(config_file, stage, tmp_path, capsys):
     stage(sample_answers, config_file(), "--show-prompts", 2)
     printed = capsys.readouterr().out
     assert printed.count("== r") == 2 and tree(tmp_path / "run") == before
+    stage(sample_answers, config_file())
+    stage(sample_answers, config_file(), "--show-prompts", 2)  # of a finished run as well
+    assert capsys.readouterr().out.endswith(printed)
     assert "<|begin|>Below is an instruction" in printed and RECORDS[0]["instruction"] in printed
 
 
