@@ -78,6 +78,11 @@ def read_array(path: Path) -> np.ndarray:
     return values
 
 
+def shape_of(path: Path) -> tuple[int, ...]:
+    """The shape of a .npy file; InputError where it is truncated or no array."""
+    return _shape_and_type(path)[0]
+
+
 def _shape_and_type(path: Path) -> tuple[tuple[int, ...], np.dtype]:
     """What the header of a .npy file says, checked against the file's size."""
     with _named(path), path.open("rb") as file:

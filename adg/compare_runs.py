@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adg import artifacts
+from adg import answer_vectors, artifacts
 from adg.config import load_config
 from adg.distributed import run_script
 from adg.errors import InputError
@@ -114,7 +114,7 @@ def describe(a: Selection, b: Selection, figures: dict) -> list[str]:
     spearman = ", ".join(f"{name} {'-' if value is None else format(value, '.3f')}"
                          for name, value in figures["spearman"].items())
     lines = [
-        f"A: {a.folder}", f"B: {b.folder}",
+        *(f"{name}: {own.folder}{_source_of(own)}" for name, own in (("A", a), ("B", b))),
         f"records: {figures['common']} in both, {figures['only_a']} only in A, "
         f"{figures['only_b']} only in B",
         f"top: {figures['top_a']} of A and {figures['top_b']} of B share {figures['shared']} "
@@ -128,6 +128,12 @@ def describe(a: Selection, b: Selection, figures: dict) -> list[str]:
         lines += [f"{rank_a:9.0f}{rank_b:9.0f}  {record_id}: {texts.get(record_id, '')}"
                   for record_id, rank_a, rank_b in figures["moved_most"]]
     return lines
+
+
+def _source_of(selection: Selection) -> str:
+    """Which chunks of vectors came from sampling, where it was asked to give them."""
+    found = answer_vectors.sources(selection.folder.parent.parent)
+    return "".join(f"; chunks {chunks} from {source}" for source, chunks in found.items())
 
 
 def _instructions(selection: Selection, wanted: set[str]) -> dict[str, str]:

@@ -25,12 +25,13 @@ BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a folder, and of a file in provenance/
+_NAME_RULE = "up to 100 letters, digits, dots, - and _, the first a letter or digit"
 
 
 def _key(default: Any, about: str, *, tuning: bool = False) -> Any:
     metadata = {"about": about, "tuning": tuning}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -94,6 +95,8 @@ class GenerationConfig:
     max_num_batched_tokens: int | None = _key(None, "tokens of one step of vLLM; null: its own "
                                                     "choice", tuning=True)
     prefix_caching: bool = _key(True, "vLLM: compute what prompts share once", tuning=True)
+    keep_token_ids: bool = _key(False, "also write each answer's token ids; embedding then reads "
+                                       "them, and not what its text tokenises to")
     batch_invariant: bool = _key(False, "vLLM on GPUs: kernels whose results do not depend on the "
                                         "batch (VLLM_BATCH_INVARIANT); slower")
 
@@ -118,9 +121,16 @@ class GenerationConfig:
 
 @dataclass
 class EmbeddingConfig:
+    source: str = _key("forward", "where answers' vectors come from: forward (a pass over them) or "
+                                  "sampling (from the sampler as it draws them: no second pass)")
+    check_answers: int = _key(32, "source sampling: the first so many answers are also computed by "
+                                  "a forward pass, and compared; 0: none", tuning=True)
     recipe: str = _key("paper", "what text makes a vector: paper (prompt and answer, averaged over "
                                 "the answer) or released (instruction and answer as one text)")
     layers: list[int] = _key([-4, -3, -2, -1], "layers whose outputs are averaged; -1: last")
+    windows: dict[str, list[int]] = _key({}, "further windows of layers by name, from the same "
+                                             "pass: each fills window_grams/NAME/, for "
+                                             "selection.window")
     token_weights: str = _key("uniform", "weights in the mean: uniform, or content (0 for "
                                          "punctuation, 1.3 for figures)")
     empty_answers: str = _key("leave_out", "an answer without a token: leave_out (D and I are over "
@@ -142,13 +152,30 @@ class EmbeddingConfig:
         _one_of("embedding.token_weights", self.token_weights, ("uniform", "content"))
         allowed = ("leave_out", "zero", *["instruction"] * (self.recipe == "released"))
         _one_of("embedding.empty_answers", self.empty_answers, allowed)
-        _require(bool(self.layers), "embedding.layers", self.layers, "at least one layer")
-        distinct = len(set(self.layers)) == len(self.layers)
-        _require(distinct, "embedding.layers", self.layers, "layers that differ")
+        _one_of("embedding.source", self.source, ("forward", "sampling"))
+        for name, layers in {"": self.layers, **self.windows}.items():
+            key = f"embedding.windows.{name}" if name else "embedding.layers"
+            _require(not name or _NAME.fullmatch(name) is not None, "embedding.windows", name,
+                     f"named by {_NAME_RULE}")
+            _require(bool(layers), key, layers, "at least one layer")
+            _require(len(set(layers)) == len(layers), key, layers, "layers that differ")
+        _require(self.check_answers >= 0, "embedding.check_answers", self.check_answers,
+                 "0 or more")
+        if self.source == "sampling":
+            self._check_sampling()
         _positive_or_none("embedding.tokens_per_batch", self.tokens_per_batch)
         for name in ("max_length", "instruction_max_length", "gpus_per_model"):
             value = getattr(self, name)
             _require(value >= 1, f"embedding.{name}", value, "1 or more")
+
+
+    def _check_sampling(self) -> None:
+        why = "with embedding.source sampling, which sees each answer after its own prompt only"
+        _require(self.recipe == "paper", "embedding.recipe", self.recipe, f"paper {why}: released "
+                 "embeds other texts; use embedding.source=forward")
+        _require(self.token_weights == "uniform", "embedding.token_weights", self.token_weights,
+                 "uniform with embedding.source sampling, which counts every token once; use "
+                 "embedding.source=forward")
 
 
 @dataclass
@@ -172,6 +199,8 @@ class SelectionConfig:
     name: str | None = _key(None, "folder under subsets/; null: the method's name")
     method: str = _key("adg", "what chooses the records: adg, random, longest (output in "
                               "characters) or all (the whole pool, whatever the budget)")
+    window: str | None = _key(None, "adg: which of embedding.windows scores; null: "
+                                    "embedding.layers")
     recipe: str = _key("paper", "adg: how bins share the budget: paper (largest remainder, exact) "
                                 "or released (the release's quotas: other sizes than asked)")
     budget: int = _key(10000, "records in each subset")
@@ -267,6 +296,14 @@ class Config:
                                                                     "transformers")
             _require(not self.generation.batch_invariant, "generation.batch_invariant", True,
                      "false with generation.sampler transformers")
+        if self.embedding.source == "sampling":
+            least = self.generation.max_model_len
+            _require(self.embedding.max_length >= least, "embedding.max_length",
+                     self.embedding.max_length, f"at least generation.max_model_len ({least}) with "
+                     "embedding.source sampling, which embeds answers whole")
+        window = self.selection.window
+        _require(window is None or window in self.embedding.windows, "selection.window", window,
+                 "null or a name in embedding.windows")
         self.selection.name = self.selection.name or self.selection.method
         self.train.name = self.train.name or f"{self.selection.name}-{self.train.subset}"
         self.train.prompt = self.train.prompt or self.generation.prompt
@@ -281,8 +318,7 @@ class Config:
         self.eval.name = self.eval.name or self.train.name
         for section in ("selection", "train", "eval"):
             name = getattr(self, section).name
-            _require(_NAME.fullmatch(name) is not None, f"{section}.name", name,
-                     "up to 100 letters, digits, dots, - and _, the first a letter or digit")
+            _require(_NAME.fullmatch(name) is not None, f"{section}.name", name, _NAME_RULE)
         _require(self.train.name != "base", "train.name", "base",
                  "another name: base is the backbone")
 

@@ -87,8 +87,15 @@ class Identities:
         return found | ({"bytes": files[0].stat().st_size} if name == files[0].name else {})
 
     def starts_with(self, name: str, known: dict[str, Any]) -> bool:
-        """Whether a file of the run folder is what it was when it was `known`, and more."""
+        """Whether a file or folder of the run folder is what it was when it was `known`, and more.
+
+        A folder's new files come after the old ones in the order of their names.
+        """
         path = self.folder / name
+        if name.endswith("/"):
+            files = sorted(visible_files(path))
+            return (len(files) > known["files"] and
+                    self._hashes.tree(self.folder, files[: known["files"]]) == known["sha256"])
         if "bytes" not in known or path.stat().st_size <= known["bytes"]:
             return False
         with path.open("rb") as file:

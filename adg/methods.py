@@ -37,7 +37,8 @@ def choose_by_divergence(folder: Path, pool: Pool, config: Config) -> Choice:
     """Method adg: the highest scores of each bin (paper, method)."""
     settings = config.selection
     bins = read_bins(folder / "bins.npy", len(pool))
-    columns = score_grams(folder / "answer_grams", len(pool), settings.anisotropy_weight)
+    grams = f"window_grams/{settings.window}" if settings.window else "answer_grams"
+    columns = score_grams(folder / grams, len(pool), settings.anisotropy_weight)
     select = RECIPES[settings.recipe]
     subsets = select(columns["score"], bins, settings.budget)
     alone = {f"{term}_alone": len(np.intersect1d(
@@ -57,7 +58,7 @@ def read_bins(path: Path, num_records: int) -> np.ndarray:
 
 
 def score_grams(folder: Path, num_records: int, anisotropy_weight: float) -> dict[str, np.ndarray]:
-    """{"num_answers", "dispersion", "anisotropy", "score"}, each [N], from answer_grams/.
+    """{"num_answers", "dispersion", "anisotropy", "score"}, each [N], from a folder of Grams.
 
     Block by block, in as many threads as there are processors.
     """

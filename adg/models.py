@@ -120,6 +120,13 @@ def _dequantise(source: Path, folder: Path) -> None:
     aside.rename(folder)
 
 
+def describe(folder: Path, *, trust_remote_code: bool) -> Any:
+    """transformers' configuration of the model in a folder, of its text part."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
+
+
 def num_weights(folder: Path, *, trust_remote_code: bool) -> int:
     """Weights of the model in a folder, with its head; nothing is loaded."""
     import torch

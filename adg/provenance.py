@@ -47,6 +47,7 @@ class StageRun:
         self.parameters = parameters_of(name, config)
         self.notes: list[str] = []  # what a person should know, and no error
         self.extends = False  # whether output of a smaller run is being added to
+        self.parts: list[StageRun] = []  # stages some of whose output this one makes
         self.started = time.monotonic()
         self.record_path = self.folder / "provenance" / f"{self.label.replace(' ', '-')}.json"
         self.counts_path = self.record_path.with_suffix(".counts")  # a folder
@@ -56,14 +57,17 @@ class StageRun:
 
     def inputs(self) -> dict[str, dict]:
         """The identity of each input; InputError where a required one is not there."""
-        required, optional = inputs_of(self.name, self.config)
-        found = {}
-        for name in required + optional:
-            found[name] = (self.identities.outside(name) if name in OUTSIDE
-                           else self.identities.artefact(name))
-            if found[name] is None and name in required:
+        found = self._inputs_there()
+        for name in inputs_of(self.name, self.config)[0]:
+            if name not in found:
                 raise InputError(f"{self.name} needs {self.folder}/{name}, which is not there: "
                                  f"run {producer_of(name)} first")
+        return found
+
+    def _inputs_there(self) -> dict[str, dict]:
+        required, optional = inputs_of(self.name, self.config)
+        found = {name: self.identities.outside(name) if name in OUTSIDE
+                 else self.identities.artefact(name) for name in required + optional}
         return {name: value for name, value in found.items() if value is not None}
 
     def record(self) -> dict | None:
@@ -114,14 +118,26 @@ class StageRun:
 
     def _only_grew(self, record: dict) -> bool:
         """Whether all that changed since a record is that things grew that may (stage.grows)."""
-        old, new = record["parameters"], self.parameters
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         names = [name for name, known in record["inputs"].items()
                  if _sha(known) != _sha(self._now(name, record))]
-        return (all(key in self.stage.grows and new[key] > old.get(key, new[key]) for key in keys)
-                and all(name in self.stage.grows
-                        and self.identities.starts_with(name, record["inputs"][name])
+        return (not self._other_parameters(record)
+                and all(name in self.stage.grows and self._has_grown(name, record["inputs"][name])
                         for name in names))
+
+    def _other_parameters(self, record: dict) -> list[str]:
+        """Which parameters differ from a record's, but for those that grew and may."""
+        old, new = record["parameters"], self.parameters
+        grown = [key for key in self.stage.grows
+                 if key in old and key in new and new[key] > old[key]]
+        return _differences(*({key: value for key, value in own.items() if key not in grown}
+                              for own in (old, new)))
+
+    def _has_grown(self, name: str, known: dict) -> bool:
+        """Whether an input is what it was when it was `known`, and more."""
+        upstream = self._producer(name)
+        made = upstream and upstream.record()
+        return self.identities.starts_with(name, known) or bool(
+            made and known["sha256"] in made.get("grew_from", {}).get(name, ()))
 
     def _made_elsewhere(self, present: dict[str, dict]) -> bool:
         if not present:
@@ -153,6 +169,8 @@ class StageRun:
         required, optional = inputs_of(self.name, self.config)
         for name in {**record["inputs"], **dict.fromkeys(required + optional)}:
             known, now = record["inputs"].get(name), self._now(name, record)
+            if known is None and name in required and record["state"] == "started":
+                continue  # only another stage that makes a part of this one's output starts so
             if now is None and name in required:
                 raise InputError(f"{self.name} needs {self.folder}/{name}, which is not there: "
                                  f"run {producer_of(name)} first")
@@ -230,11 +248,14 @@ class StageRun:
         if self.overwrite:
             with distributed.process_group():  # its end is a barrier: no rank sees the removal
                 if distributed.rank() == 0:
-                    self._delete_outputs()
+                    for run in (self, *self.parts):
+                        run._delete_outputs()
         if distributed.rank() > 0:
             self._await_record()
             self.extends = self.record().get("extends", False)
             return
+        for part in self.parts:
+            part._start_as_part(self)
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.record()
         changed = record is not None and self._changes(record)
@@ -242,12 +263,47 @@ class StageRun:
         self.extends = bool(grew or record and not changed and record.get("extends"))
         if record is None or changed and not grew:
             shutil.rmtree(self.counts_path, ignore_errors=True)
-        artifacts.write_json(self.record_path, {
-            "stage": self.label, "state": "started", "extends": self.extends,
-            "parameters": self.parameters, "inputs": self.inputs(), "outputs": {},
-        })
+        self._write_start(self.inputs(), self._grew_from(record) if self.extends else {})
         artifacts.write_text(self.folder / "config.yaml", to_yaml(self.config))
         self.identities.save()
+
+    def _write_start(self, inputs: dict[str, dict], grew_from: dict[str, list[str]]) -> None:
+        artifacts.write_json(self.record_path, {
+            "stage": self.label, "state": "started", "extends": self.extends,
+            "parameters": self.parameters, "inputs": inputs, "outputs": {}, "grew_from": grew_from})
+
+    def _grew_from(self, record: dict) -> dict[str, list[str]]:
+        """{output: hashes that it had when a smaller run of this stage had finished}."""
+        return {name: [*record.get("grew_from", {}).get(name, ()),
+                       *([_sha(record["outputs"][name])] if name in record["outputs"] else [])]
+                for name in self.outputs}
+
+    # A stage that makes a part of what is another's
+
+    def makes_part_of(self, name: str) -> None:
+        """Announce that this stage writes some output of stage `name`, whose record it starts.
+
+        InputError where there is output of that stage that does not fit the configuration.
+        """
+        part = StageRun(name, self.config)
+        part.identities = self.identities
+        record = part.record()
+        present = [own for own in part.outputs if self.identities.artefact(own)]
+        if present and not self.overwrite:
+            reasons = ["it has no provenance"] if record is None else part._other_parameters(record)
+            if record and _sha(record["inputs"].get("model")) != _sha(
+                    self.identities.outside("model")):
+                reasons.append("model is another")
+            if reasons:
+                raise InputError(f"{self.name} would add to {self.folder}/{', '.join(present)}, "
+                                 f"but {'; '.join(reasons)}: give another output_dir, move it "
+                                 f"away, or --overwrite to redo it with {self.label}")
+        self.parts.append(part)
+
+    def _start_as_part(self, maker: "StageRun") -> None:
+        if self.record() is None:
+            self._write_start({name: found for name, found in self._inputs_there().items()
+                               if name not in maker.outputs}, {})
 
     def _delete_outputs(self) -> None:
         names = [*self.outputs, fill_in(self.stage.work, self.config)]
@@ -262,15 +318,18 @@ class StageRun:
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             record = self.record()
-            if record and not self._changes(record):
+            if record and not self._changes(record) and all(part.record() for part in self.parts):
                 return
             time.sleep(0.2)
         raise InputError(f"{self.label}: rank 0 has recorded no start within {_PATIENCE} s")
 
     def count(self, chunk: int, counts: dict[str, int | list]) -> None:
         """Keep what there is to count or to list in a chunk, over ranks and restarts."""
+        path = self.counts_path / artifacts.chunk_name(chunk, "json")
         if any(counts.values()):
-            artifacts.write_json(self.counts_path / artifacts.chunk_name(chunk, "json"), counts)
+            artifacts.write_json(path, counts)
+        else:
+            path.unlink(missing_ok=True)
 
     def _total_counts(self) -> dict[str, int]:
         total: Counter[str] = Counter()

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from adg import artifacts
 from adg.errors import InputError
@@ -84,6 +84,17 @@ class Pool(artifacts.JsonlRows):
         return record
 
 
+class Answer(NamedTuple):
+    """A generated answer: its text, and its token ids where generation.keep_token_ids kept them."""
+
+    text: str
+    token_ids: list[int] | None = None
+
+    def is_empty(self) -> bool:
+        """Whether it has no token."""
+        return not (self.text if self.token_ids is None else self.token_ids)
+
+
 class Answers(artifacts.JsonlRows):
     """The rows of a run folder's answers/, each checked against its record of the pool."""
 
@@ -95,8 +106,9 @@ class Answers(artifacts.JsonlRows):
                 f"{folder}/answers/ holds {len(self)} rows, but pool.jsonl has {len(pool)} "
                 f"records: it belongs to another pool, or a chunk is missing")
 
-    def texts(self, wanted: range, *, num_answers: int, padded: bool = False) -> list[list[str]]:
-        """num_answers generated answers of each row of `wanted`, in pool order.
+    def generated(self, wanted: range, *, num_answers: int, token_ids: bool = True,
+                  padded: bool = False) -> list[list[Answer]]:
+        """num_answers answers of each row of `wanted`, in pool order; without ids if not asked for.
 
         Raises InputError with file and line where a row is of another record, or has another number
         of answers (padded: fewer are made up with empty ones).
@@ -105,12 +117,14 @@ class Answers(artifacts.JsonlRows):
         for record, (row, where) in zip(self._pool.rows(wanted), self.numbered(wanted),
                                         strict=True):
             texts = _checked_texts(row, where, record)
+            ids = _checked_ids(row, where, len(texts)) if token_ids else [None] * len(texts)
+            own = [Answer(*pair) for pair in zip(texts, ids, strict=True)]
             if padded:
-                texts = texts + [""] * (num_answers - len(texts))
-            if len(texts) != num_answers:
-                raise InputError(f"{where}: {len(texts)} answers, but generation.num_answers is "
+                own += [Answer("")] * (num_answers - len(own))
+            if len(own) != num_answers:
+                raise InputError(f"{where}: {len(own)} answers, but generation.num_answers is "
                                  f"{num_answers}")
-            found.append(texts)
+            found.append(own)
         return found
 
     def texts_of(self, index: int, record: dict) -> list[str]:
@@ -127,3 +141,14 @@ def _checked_texts(row: dict, where: str, record: dict) -> list[str]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{where}: generated_answers is not a list of strings")
     return texts
+
+
+def _checked_ids(row: dict, where: str, num_answers: int) -> list[list[int] | None]:
+    ids = row.get("token_ids", [None] * num_answers)
+    if "token_ids" in row and not (
+            isinstance(ids, list) and len(ids) == num_answers
+            and all(isinstance(own, list) and all(type(token) is int and token >= 0
+                                                  for token in own) for own in ids)):
+        raise InputError(f"{where}: token_ids is not a list of token ids for each answer; mend or "
+                         f"remove it")
+    return ids

@@ -14,7 +14,8 @@ class Stage:
 
     Inputs and outputs are paths in the run folder (a folder ends in /), inputs also names of things
     outside it (OUTSIDE). `{selection}`, `{train}`, `{eval}` and `{subset}` stand for the
-    configuration's names, `{benchmark}` for each of its benchmarks.
+    configuration's names, `{benchmark}` for each of its benchmarks, `{window}` for each of its
+    further windows of layers.
     """
 
     module: str
@@ -43,16 +44,18 @@ STAGES = {
         "generation.sample_answers", parallel=True, dear=True,
         grows=("generation.num_answers", "pool.jsonl"),
         keys=("seed", "chunk_size", "model.dtype", "model.trust_remote_code", "generation"),
-        inputs=("pool.jsonl", "model"), outputs=("answers/",),
+        inputs=("pool.jsonl", "model"), outputs=("answers/",), work="check_answers/",
     ),
     "embed": Stage(
         "embedding.embed", parallel=True, dear=True,
+        grows=("generation.num_answers", "pool.jsonl", "answers/"),
         keys=("chunk_size", "model.dtype", "model.trust_remote_code", "embedding",
               *(f"generation.{key}" for key in (
                   "prompt", "prompt_file", "system_prompt", "max_prompt_tokens", "long_prompts",
                   "max_model_len", "max_new_tokens", "num_answers"))),
         inputs=("pool.jsonl", "answers/", "model"),
-        outputs=("instruction_embeddings/", "answer_grams/"), work="answer_embeddings/",
+        outputs=("instruction_embeddings/", "answer_grams/", "window_grams/{window}/"),
+        work="answer_embeddings/",
     ),
     "cluster": Stage(
         "embedding.cluster", keys=("seed", "clustering"),
@@ -87,7 +90,7 @@ def fill_in(template: str, config: Config) -> str:
     """A path template with the configuration's names."""
     return template.format(selection=config.selection.name, train=config.train.name,
                            eval=config.eval.name, subset=config.train.subset,
-                           benchmark="{benchmark}")
+                           benchmark="{benchmark}", window="{window}")
 
 
 def inputs_of(name: str, config: Config) -> tuple[list[str], list[str]]:
@@ -95,6 +98,9 @@ def inputs_of(name: str, config: Config) -> tuple[list[str], list[str]]:
     stage = STAGES[name]
     if name == "select" and config.selection.method != "adg":
         return ["pool.jsonl"], []
+    if name == "select" and config.selection.window is not None:
+        grams = f"window_grams/{config.selection.window}/"
+        return ["pool.jsonl", "bins.npy", grams], list(stage.optional_inputs)
     required = [fill_in(template, config) for template in stage.inputs]
     if name == "evaluate" and config.eval.name == "base":
         required = ["model"]
@@ -115,8 +121,9 @@ def outputs_of(name: str, config: Config) -> list[str]:
     found = []
     for template in STAGES[name].outputs:
         path = fill_in(template, config)
-        found += [path.format(benchmark=benchmark) for benchmark in config.eval.benchmarks] \
-            if "{benchmark}" in path else [path]
+        many = {"{benchmark}": config.eval.benchmarks, "{window}": config.embedding.windows}
+        names = next((own for place, own in many.items() if place in path), [""])
+        found += [path.format(benchmark=name, window=name) for name in names]
     return found
 
 

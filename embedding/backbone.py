@@ -1,14 +1,18 @@
-"""The backbone without its head, on this rank's device or spread over several GPUs."""
+"""The backbone without its head, on this rank's device or spread over several GPUs, ready to embed.
+"""
 
 import os
 from pathlib import Path
 from typing import Any
 
-from adg import distributed
+from adg import distributed, models
 from adg.config import Config
 from adg.errors import InputError
-from embedding.pooling import window_layers
+from adg.layers import windows_of
+from embedding.forward import Embedder
+from embedding.sequences import Encoder
 
+TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 1024}
 _GIB = 2**30
 _ROOM = 0.95  # share of a device's free memory that weights may take
 
@@ -22,7 +26,7 @@ def check(folder: Path, config: Config) -> None:
     from transformers import AutoModel
 
     described = describe(folder, config)
-    window_layers(config.embedding.layers, described.num_hidden_layers)
+    windows_of(config.embedding, described.num_hidden_layers)
     with torch.device("meta"):
         model = AutoModel.from_config(described, dtype=getattr(torch, config.model.dtype),
                                       trust_remote_code=config.model.trust_remote_code)
@@ -51,12 +55,26 @@ def load(folder: Path, config: Config) -> Any:
                                      **options).eval()
 
 
+def load_encoder(folder: Path, config: Config) -> Encoder:
+    """What makes rows of texts."""
+    tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
+    described = describe(folder, config)
+    return Encoder(tokenizer, config, longest=max_positions(described),
+                   num_ids=described.vocab_size)
+
+
+def load_embedder(folder: Path, config: Config) -> Embedder:
+    """What makes vectors of rows."""
+    model = load(folder, config)
+    return Embedder(
+        model, windows_of(config.embedding, model.config.get_text_config().num_hidden_layers),
+        share_prompts=config.embedding.share_prompts,
+        tokens_per_batch=config.embedding.tokens_per_batch or TOKENS_PER_BATCH[model.device.type])
+
+
 def describe(folder: Path, config: Config) -> Any:
     """transformers' configuration of the model."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(
-        folder, trust_remote_code=config.model.trust_remote_code).get_text_config()
+    return models.describe(folder, trust_remote_code=config.model.trust_remote_code)
 
 
 def max_positions(described: Any) -> int:

@@ -2,12 +2,18 @@
 
 Reads   pool.jsonl                        N records
         answers/*.jsonl                   N rows of K answers
+        check_answers/*.jsonl             with embedding.source=sampling: what the first answers are
+                                          checked by
 Writes  instruction_embeddings/*.npy      float32 [n, H], unit rows
         answer_embeddings/*.npy           float32 [n, K, H], NaN for an answer without a token (see
                                           embedding.empty_answers); only with
                                           embedding.keep_answer_embeddings
         answer_grams/*.npy                float32 [n, K, K], of the centred unit answer vectors;
                                           NaN in the row and column of an answer without a token
+        window_grams/NAME/*.npy           the same for each of embedding.windows
+
+Rows that are there already, of a smaller run or from the sample stage (embedding.source=sampling),
+are kept.
 
     python -m embedding.embed configs/demo.yaml
     torchrun --nproc_per_node=2 -m embedding.embed configs/demo.yaml
@@ -17,17 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
-from adg import arrays, artifacts, distributed, models, planning, provenance
+from adg import answer_vectors, arrays, artifacts, distributed, models, planning, provenance
 from adg.command import parse_command
 from adg.config import Config
-from adg.geometry import centred_grams
-from adg.records import Answers, Pool
-from embedding import backbone
+from adg.records import Answer, Answers, Pool
+from embedding import backbone, check
 from embedding.forward import Embedder, length
-from embedding.sequences import Encoder
-
-TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 1024}
-EMPTY_VECTORS = {"leave_out": np.nan, "zero": 0.0}  # in place of what the recipe makes of one
+from embedding.sequences import RECIPES, Encoder
 
 
 def main() -> None:
@@ -45,7 +47,8 @@ def main() -> None:
         read_answers(answers, chunks[i], config)  # all, before the first is embedded
 
     def missing() -> list[int]:
-        return [i for i in range(len(chunks)) if not is_there(run.folder, i, config)]
+        return [i for i in range(len(chunks)) if min(rows_there(run.folder, i, config))
+                < len(chunks[i])]
 
     if command.dry_run:
         plan(run, pool, answers, folder, chunks, list(range(len(chunks))) if command.overwrite
@@ -55,94 +58,86 @@ def main() -> None:
     to_do = missing()
     mine = distributed.my_share(to_do)
     if mine:
-        encoder, embedder = load_encoder(folder, config), load_embedder(folder, config)
+        encoder = backbone.load_encoder(folder, config)
+        embedder = backbone.load_embedder(folder, config)
+        if distributed.rank() == 0:
+            check.check_sampled(run.folder, pool, encoder, embedder, config)
         with distributed.progress("embed", sum(len(chunks[i]) for i in mine)) as progress:
             for i in mine:
-                records = pool.rows(chunks[i])
-                texts = read_answers(answers, chunks[i], config)
-                vectors, cut = embed_records(records, texts, encoder, embedder, config)
-                run.count(i, cut)
-                for name, path in chunk_paths(run.folder, i, config).items():
-                    arrays.write_array(path, vectors[name])
-                progress.update(len(records))
+                complete(run, i, chunks[i], pool, answers, encoder, embedder)
+                progress.update(len(chunks[i]))
     if not missing():
-        run.finish(records=sum(len(chunks[i]) for i in to_do))
+        run.finish(records=sum(len(chunks[i]) for i in to_do), **check.found(run.folder, config),
+                   vector_sources=answer_vectors.sources(run.folder))
 
 
-def chunk_paths(folder: Path, index: int, config: Config) -> dict[str, Path]:
-    """The files of one chunk, in the order in which they are written."""
-    names = ["instruction_embeddings", "answer_embeddings", "answer_grams"]
-    if not config.embedding.keep_answer_embeddings:
-        names.remove("answer_embeddings")
-    return {name: folder / name / artifacts.chunk_name(index, "npy") for name in names}
+def instructions_path(folder: Path, index: int) -> Path:
+    """The file of a chunk's instruction vectors."""
+    return folder / "instruction_embeddings" / artifacts.chunk_name(index, "npy")
 
 
-def is_there(folder: Path, index: int, config: Config) -> bool:
-    """Whether all files of a chunk exist."""
-    return all(path.exists() for path in chunk_paths(folder, index, config).values())
+def rows_there(folder: Path, index: int, config: Config) -> tuple[int, int]:
+    """How many of a chunk's records have their (instruction's vector, answers' vectors)."""
+    path = instructions_path(folder, index)
+    return (arrays.shape_of(path)[0] if path.exists() else 0,
+            answer_vectors.num_rows(folder, index, config))
 
 
-def read_answers(answers: Answers, rows: range, config: Config) -> list[list[str]]:
-    """K texts for each of `rows`; a row of fewer is an error where empty answers are left out."""
-    return answers.texts(rows, num_answers=config.generation.num_answers,
-                         padded=config.embedding.empty_answers != "leave_out")
+def read_answers(answers: Answers, rows: range, config: Config) -> list[list[Answer]]:
+    """K answers for each of `rows`; a row of fewer is an error where empty answers are left out."""
+    return answers.generated(rows, num_answers=config.generation.num_answers,
+                             token_ids=RECIPES[config.embedding.recipe].reads_token_ids,
+                             padded=config.embedding.empty_answers != "leave_out")
 
 
 def plan(run: provenance.StageRun, pool: Pool, answers: Answers, folder: Path,
          chunks: list[range], missing: list[int]) -> None:
     """Say what there is to do with the model in `folder`."""
-    encoder = load_encoder(folder, run.config)
+    encoder = backbone.load_encoder(folder, run.config)
     width = backbone.describe(folder, run.config).hidden_size
-    config, num_answers = run.config, run.config.generation.num_answers
-    tokens = cut = 0
+    config = run.config
+    tokens = cut = texts = 0
     for i in missing:
-        records = pool.rows(chunks[i])
-        texts = read_answers(answers, chunks[i], config)
-        for rows, num_cut in (encoder.instructions(records), encoder.answers(records, texts)):
-            tokens, cut = tokens + sum(map(length, rows)), cut + num_cut
+        instructions, vectors = (0, 0) if run.overwrite else rows_there(run.folder, i, config)
+        for found in (encoder.instructions(pool.rows(chunks[i][instructions:])),
+                      encoder.answers(pool.rows(chunks[i][vectors:]),
+                                      read_answers(answers, chunks[i][vectors:], config))):
+            texts += sum(len(row.texts) for row in found[0])
+            tokens, cut = tokens + sum(map(length, found[0])), cut + found[1]
     num_records = sum(len(chunks[i]) for i in missing)
-    kept = num_answers if config.embedding.keep_answer_embeddings else 0
     planning.show(run, {
         "records": f"{num_records:,} of {len(pool):,} to do",
-        "texts": f"{num_records * (num_answers + 1):,}, {tokens:,} tokens with each prompt counted "
-                 f"once; {cut:,} cut",
+        "texts": f"{texts:,}, {tokens:,} tokens with each prompt counted once; {cut:,} cut",
     }, records=num_records, chunks=chunks, missing=missing,
-        disk=4 * num_records * (width * (1 + kept) + num_answers**2))
+        disk=4 * num_records * width + answer_vectors.num_bytes(num_records, width, config))
 
 
-def load_encoder(folder: Path, config: Config) -> Encoder:
-    """What makes rows of texts."""
-    tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
-    described = backbone.describe(folder, config)
-    return Encoder(tokenizer, config, longest=backbone.max_positions(described))
-
-
-def load_embedder(folder: Path, config: Config) -> Embedder:
-    """What makes vectors of rows, on this rank's device."""
-    model = backbone.load(folder, config)
-    return Embedder(
-        model, config.embedding.layers, share_prompts=config.embedding.share_prompts,
-        tokens_per_batch=config.embedding.tokens_per_batch or TOKENS_PER_BATCH[model.device.type])
-
-
-def embed_records(records: list[dict], texts: list[list[str]], encoder: Encoder,
-                  embedder: Embedder, config: Config) -> tuple[dict[str, np.ndarray], dict]:
-    """The arrays of a chunk, and how many of its texts were cut.
-
-    {"instruction_embeddings" [n, H], "answer_embeddings" [n, K, H], "answer_grams" [n, K, K]}
-    """
-    of_instructions, cut_instructions = encoder.instructions(records)
-    of_answers, cut_answers = encoder.answers(records, texts)
-    vectors = embedder.embed(of_instructions + of_answers)
-    answers = vectors[len(records):].reshape(len(records), -1, vectors.shape[1])        # [n, K, H]
-    empty_answers = config.embedding.empty_answers
-    if empty_answers in EMPTY_VECTORS:
-        empty = np.array([[not text for text in own] for own in texts])                 # [n, K]
-        answers[empty] = EMPTY_VECTORS[empty_answers]
-    arrays_of_chunk = {"instruction_embeddings": vectors[: len(records)],
-                       "answer_embeddings": answers,
-                       "answer_grams": centred_grams(answers).astype(np.float32)}
-    return arrays_of_chunk, {"cut_instructions": cut_instructions, "cut_answers": cut_answers}
+def complete(run: provenance.StageRun, index: int, rows: range, pool: Pool, answers: Answers,
+             encoder: Encoder, embedder: Embedder) -> None:
+    """Write what a chunk of pool `rows` lacks, after what is there."""
+    config = run.config
+    instructions, vectors = rows_there(run.folder, index, config)
+    if not vectors:
+        instructions = 0  # so that a chunk whose writing was cut short comes out to the last bit
+    own = read_answers(answers, rows[vectors:], config)
+    of_instructions, cut_instructions = encoder.instructions(pool.rows(rows[instructions:]))
+    of_answers, cut_answers = encoder.answers(pool.rows(rows[vectors:]), own)
+    found = embedder.embed(of_instructions + of_answers)                    # [texts, W, H]
+    counts = {"cut_instructions": cut_instructions, "cut_answers": cut_answers}
+    if config.embedding.source == "sampling":
+        counts[answer_vectors.BY_FORWARD] = len(own)
+    run.count(index, counts)
+    if of_instructions:
+        path, new = instructions_path(run.folder, index), found[: len(of_instructions), 0]
+        if instructions:
+            new = np.concatenate([arrays.read_array(path)[:instructions], new])
+        arrays.write_array(path, new)
+    if own:
+        by_record = found[len(of_instructions):].reshape(len(own), -1, *found.shape[1:])
+        empty = np.array([[answer.is_empty() for answer in answers] for answers in own])
+        answer_vectors.write(run.folder, index,
+                             answer_vectors.fill_empty(by_record, empty, config), config,
+                             after=vectors)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Rows of token ids to unit vectors: batches by token budget, one forward pass each.
 
-Shapes: S rows of a batch, K texts of a row, T tokens, H hidden.
+Shapes: S rows of a batch, K texts of a row, T tokens, W windows of layers, H hidden.
 """
 
 import inspect
@@ -13,7 +13,7 @@ import numpy as np
 from adg import distributed
 from adg.errors import InputError
 from embedding import shared_prompts
-from embedding.pooling import LayerWindow
+from embedding.pooling import LayerWindows
 from embedding.sequences import Row
 
 
@@ -23,22 +23,23 @@ class Embedder:
     Out of memory, a batch is halved, and so is tokens_per_batch for those that follow.
     """
 
-    def __init__(self, model: Any, layers: list[int], *, tokens_per_batch: int,
+    def __init__(self, model: Any, windows: list[list[int]], *, tokens_per_batch: int,
                  share_prompts: bool = True) -> None:
         self.model, self.tokens_per_batch = model, tokens_per_batch
         # shared prompts know no sliding window: a text that is longer is left to the model's own
         self._reach = getattr(model.config, "sliding_window", None) or 2**31
-        self._window = LayerWindow(model, layers)
+        self._windows, self._num_windows = LayerWindows(model, windows), len(windows)
         self.shares = share_prompts and self._can_share()
 
     def embed(self, rows: list[Row]) -> np.ndarray:
-        """Unit vectors of all texts of the rows, in order, float32 [texts, H].
+        """Unit vectors of all texts of the rows, in order, float32 [texts, W, H].
 
         NaN where no token has weight.
         """
         parts = [part for row in rows for part in self.parts(row)]
         firsts = np.cumsum([0] + [len(part.texts) for part in parts])
-        vectors = np.full((firsts[-1], self.model.config.hidden_size), np.nan, np.float32)
+        shape = (firsts[-1], self._num_windows, self.model.config.hidden_size)
+        vectors = np.full(shape, np.nan, np.float32)
         for packed in (True, False):
             chosen = [i for i, part in enumerate(parts)
                       if is_packed(part) == packed and any(map(any, part.weights))]
@@ -47,6 +48,7 @@ class Embedder:
                 members = [chosen[position] for position in batch]
                 found = self._embed_batch([parts[i] for i in members])
                 for i, own in zip(members, found, strict=True):
+                    check_finite(own, parts[i])
                     vectors[firsts[i]: firsts[i + 1]] = own
         return vectors
 
@@ -57,7 +59,7 @@ class Embedder:
             else separate(row)
 
     def _embed_batch(self, batch: list[Row]) -> list[np.ndarray]:
-        """[texts, H] of each row; halves the batch as long as it does not fit the memory."""
+        """[texts, W, H] of each row; halves the batch as long as it does not fit the memory."""
         from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
         try:
@@ -81,24 +83,24 @@ class Embedder:
         return vectors if len(batch) > 1 else [np.concatenate(vectors)]
 
     def _forward(self, batch: list[Row]) -> list[np.ndarray]:
-        """[texts, H] of each row, all packed or none."""
+        """[texts, W, H] of each row, all packed or none."""
         if is_packed(batch[0]):
             ids, positions, weights, branches = shared_prompts.pack(batch)
             with self._shared_attention():
                 vectors = self._run(ids, weights, position_ids=self._there(positions), branches=[
                     own._replace(**{name: self._there(getattr(own, name))
                                     for name in ("texts", "real", "places")})
-                    for own in branches])[0]                                      # [texts, H]
+                    for own in branches])[0]                                   # [texts, W, H]
             return np.split(vectors, np.cumsum([len(row.texts) for row in batch])[:-1])
         return list(self._run(*pad(batch)))
 
     def _run(self, ids: np.ndarray, weights: np.ndarray, **options: Any) -> np.ndarray:
-        """Unit vectors [S, K, H] of ids [S, T] under weights [S, K, T]."""
+        """Unit vectors [S, K, W, H] of ids [S, T] under weights [S, K, T]."""
         import torch
 
         ids, weights = self._there(ids), self._there(weights)
         with torch.inference_mode():
-            mean = self._window.mean(
+            mean = self._windows.mean(
                 lambda: self.model(input_ids=ids, use_cache=False, **options), weights)
             return torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
 
@@ -130,11 +132,19 @@ class Embedder:
         together = self._forward([row])[0]
         alone = np.concatenate(self._forward(separate(row)))
         bound = 1e-5 if self.model.dtype == torch.float32 else 5e-3  # cosine distance
-        same = bool((1 - (together * alone).sum(1) < bound).all())
+        same = bool((1 - (together * alone).sum(-1) < bound).all())
         if not same:
             distributed.say("[embed] each answer is computed with a prompt of its own: this model "
                             "does not keep apart answers that share one")
         return same
+
+
+def check_finite(vectors: np.ndarray, row: Row) -> None:
+    """InputError where a text of a row that has weight has a vector that is no number."""
+    weighted = np.array([any(weights) for weights in row.weights])
+    if not np.isfinite(vectors[weighted]).all():
+        raise InputError("model.dtype: a text's hidden states are no finite numbers; use bfloat16 "
+                         "or float32")
 
 
 def is_packed(row: Row) -> bool:

@@ -1,13 +1,14 @@
-"""Hidden states to vectors: token weights, window of layers, masked mean (paper, step 2).
+"""Hidden states to vectors: token weights, windows of layers, masked mean (paper, step 2).
 
-Shapes: S rows of a batch, K texts of a row, T tokens, H hidden.
+Shapes: S rows of a batch, K texts of a row, T tokens, W windows, H hidden.
 """
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from adg.errors import InputError
+from adg.layers import decoder_layers
 
 # The weight of a token
 
@@ -39,65 +40,53 @@ def uniform_weights(tokenizer: Any) -> None:
 TOKEN_WEIGHTS = {"uniform": uniform_weights, "content": content_weights}
 
 
-# The window of layers
+# The windows of layers
 
 
-def window_layers(layers: list[int], num_layers: int) -> list[int]:
-    """The window's layers counted from 0, ascending (given negative: from the end).
-
-    Raises InputError where the model has no such layer.
-    """
-    for layer in layers:
-        if not -num_layers <= layer < num_layers:
-            raise InputError(f"embedding.layers: there is no layer {layer}: "
-                             f"the model has {num_layers}")
-    return sorted({layer % num_layers for layer in layers})
-
-
-class LayerWindow:
-    """Pools the window's layers as a model computes them; the layers after it are removed.
+class LayerWindows:
+    """Pools windows of layers as a model computes them; the layers after the last are removed.
 
     A layer counts with its output, the last one with the model's, after the final norm: these are
     entries of transformers' hidden_states. Nothing of a layer is kept but its mean over tokens.
     """
 
-    def __init__(self, model: Any, layers: list[int]) -> None:
+    def __init__(self, model: Any, windows: list[list[int]]) -> None:
+        """Windows hold layers counted from 0, ascending."""
         stack = decoder_layers(model)
-        wanted = window_layers(layers, len(stack))
-        self._num_layers, self._to_the_end = len(wanted), wanted[-1] == len(stack) - 1
-        for index in wanted[: -1 if self._to_the_end else None]:
-            stack[index].register_forward_hook(self._on_layer)
-        del stack[wanted[-1] + 1:]
-        self._weights = self._sum = None
+        highest = max(window[-1] for window in windows)
+        self._windows = windows
+        self._to_the_end = highest == len(stack) - 1
+        for index in {layer for window in windows for layer in window}:
+            if index < len(stack) - 1:
+                stack[index].register_forward_hook(partial(self._on_layer, index))
+        self._last = len(stack) - 1
+        del stack[highest + 1:]
+        self._weights: Any = None
+        self._sums: list[Any] = []
 
-    def _on_layer(self, layer: Any, inputs: Any, output: Any) -> None:
-        self._add(output[0] if isinstance(output, tuple) else output)
+    def _on_layer(self, index: int, layer: Any, inputs: Any, output: Any) -> None:
+        self._add(index, output[0] if isinstance(output, tuple) else output)
 
-    def _add(self, states: Any) -> None:
+    def _add(self, index: int, states: Any) -> None:
         """Add the weighted sum over tokens, [S, K, T] x [S, T, H], in float32."""
         added = self._weights.to(states.device) @ states.float()                       # [S, K, H]
-        self._sum = added if self._sum is None else self._sum.to(states.device) + added
+        for number, window in enumerate(self._windows):
+            if index in window:
+                known = self._sums[number]
+                self._sums[number] = added if known is None else known.to(states.device) + added
 
     def mean(self, run: Callable[[], Any], weights: Any) -> Any:
-        """Mean over window and weighted tokens [S, K, T] of what `run` has the model read.
+        """Means over windows and weighted tokens [S, K, T] of what `run` has the model read.
 
-        Returns [S, K, H] float32; NaN for a text without weight.
+        Returns [S, K, W, H] float32; NaN for a text without weight.
         """
-        self._weights, self._sum = weights, None
+        import torch
+
+        self._weights, self._sums = weights, [None] * len(self._windows)
         output = run()
         if self._to_the_end:
-            self._add(output.last_hidden_state)
-        total = weights.sum(2, keepdim=True).to(self._sum.device) * self._num_layers    # [S, K, 1]
-        return self._sum / total
-
-
-def decoder_layers(model: Any) -> Any:
-    """The list of a transformer's layers, as the model runs through it."""
-    from torch.nn import ModuleList
-
-    num_layers = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, ModuleList) and len(module) == num_layers:
-            return module
-    raise InputError(f"model.name_or_path: {type(model).__name__} has no list of {num_layers} "
-                     f"layers to take hidden states from")
+            self._add(self._last, output.last_hidden_state)
+        device = self._sums[0].device
+        total = weights.sum(2, keepdim=True).to(device)                                # [S, K, 1]
+        return torch.stack([own.to(device) / (total * len(window)) for own, window in
+                            zip(self._sums, self._windows, strict=True)], dim=2)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from adg.config import Config
+from adg.errors import InputError
 from adg.prompts import Prompter
-from adg.records import instruction_text
+from adg.records import Answer, instruction_text
 from embedding.pooling import TOKEN_WEIGHTS
 
 
@@ -21,13 +22,13 @@ class Row(NamedTuple):
 
 
 class Encoder:
-    """Texts to rows by the configured recipe, for a model that takes `longest` tokens.
+    """Texts to rows by the configured recipe, for a model that takes `longest` of `num_ids` tokens.
 
     Each method returns (rows, how many texts were cut to fit).
     """
 
-    def __init__(self, tokenizer: Any, config: Config, *, longest: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, config: Config, *, longest: int, num_ids: int) -> None:
+        self.tokenizer, self.num_ids = tokenizer, num_ids
         self.prompter = Prompter(config.generation.prompt, tokenizer, config.generation)
         self.max_length = min(config.embedding.max_length, longest)
         self.instruction_max_length = min(config.embedding.instruction_max_length, longest)
@@ -39,17 +40,27 @@ class Encoder:
         rows, num_cut = self._recipe.instructions(records, self)
         return [weigh(row, self._table) for row in rows], num_cut
 
-    def answers(self, records: list[dict], texts: list[list[str]]) -> tuple[list[Row], int]:
-        """Rows that hold, one after the other, the K texts [N][K] of each record."""
-        rows, num_cut = self._recipe.answers(records, texts, self)
+    def answers(self, records: list[dict],
+                answers: list[list[Answer]]) -> tuple[list[Row], int]:
+        """Rows that hold, one after the other, the K answers [N][K] of each record."""
+        rows, num_cut = self._recipe.answers(records, answers, self)
         return [weigh(row, self._table) for row in rows], num_cut
 
-    def ids_of(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts, without special tokens; none for an empty text."""
-        if not any(texts):
-            return [[] for _ in texts]
-        ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return [own if text else [] for own, text in zip(ids, texts, strict=True)]
+    def ids_of(self, answers: list[Answer]) -> list[list[int]]:
+        """The answers' own token ids, else those of their texts without special tokens.
+
+        InputError where an id is none of the model's.
+        """
+        texts = [answer.text for answer in answers if answer.token_ids is None and answer.text]
+        found = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+                     if texts else ())
+        ids = [answer.token_ids if answer.token_ids is not None
+               else next(found) if answer.text else [] for answer in answers]
+        highest = max((max(own) for own in ids if own), default=0)
+        if highest >= self.num_ids:
+            raise InputError(f"answers/: token_ids holds {highest}, but the model has "
+                             f"{self.num_ids} ids: these answers are another model's")
+        return ids
 
     def cut(self, texts: list[str], limit: int, **options: Any) -> tuple[list[list[int]], int]:
         """(token ids of each text as the tokenizer itself cuts them, how many it cut)."""
@@ -85,22 +96,22 @@ def paper_instructions(records: list[dict], encoder: Encoder) -> tuple[list[Row]
     return rows, sum(len(ids) > limit for ids in encoded["input_ids"])
 
 
-def paper_answers(records: list[dict], texts: list[list[str]],
+def paper_answers(records: list[dict], answers: list[list[Answer]],
                   encoder: Encoder) -> tuple[list[Row], int]:
     """Recipe `paper`: prompt and answers tokenised apart, averaged over each answer's tokens.
 
     Where prompt and answer together are too long the answer loses its end: all of it, if the prompt
     alone leaves no room. An answer without a token has no weight at all.
     """
-    ids = iter(encoder.ids_of([text for own in texts for text in own]))
+    ids = iter(encoder.ids_of([answer for own in answers for answer in own]))
     rows, num_cut = [], 0
-    for record, own in zip(records, texts, strict=True):
+    for record, own in zip(records, answers, strict=True):
         prompt, _ = encoder.prompter.fitted(record)
         room = max(0, encoder.max_length - len(prompt))
-        answers = [next(ids) for _ in own]
-        num_cut += sum(len(answer) > room for answer in answers)
-        answers = [answer[:room] for answer in answers]
-        rows.append(Row(prompt, answers, [[1.0] * len(answer) for answer in answers]))
+        texts = [next(ids) for _ in own]
+        num_cut += sum(len(text) > room for text in texts)
+        texts = [text[:room] for text in texts]
+        rows.append(Row(prompt, texts, [[1.0] * len(text) for text in texts]))
     return rows, num_cut
 
 
@@ -114,14 +125,14 @@ def released_instructions(records: list[dict], encoder: Encoder) -> tuple[list[R
     return [_averaged_whole(own) for own in ids], num_cut
 
 
-def released_answers(records: list[dict], texts: list[list[str]],
+def released_answers(records: list[dict], answers: list[list[Answer]],
                      encoder: Encoder) -> tuple[list[Row], int]:
     """Recipe `released`: instruction, space and answer as one text, averaged over all of it.
 
     No template, no special tokens. An empty answer leaves the instruction alone.
     """
-    joined = [f"{record['instruction']} {text}" if text else record["instruction"]
-              for record, own in zip(records, texts, strict=True) for text in own]
+    joined = [f"{record['instruction']} {answer.text}" if answer.text else record["instruction"]
+              for record, own in zip(records, answers, strict=True) for answer in own]
     ids, num_cut = encoder.cut(joined, encoder.max_length, add_special_tokens=False)
     return [_averaged_whole(own) for own in ids], num_cut
 
@@ -134,8 +145,9 @@ class Recipe(NamedTuple):
     """How records and their answers become rows."""
 
     instructions: Callable[[list[dict], Encoder], tuple[list[Row], int]]
-    answers: Callable[[list[dict], list[list[str]], Encoder], tuple[list[Row], int]]
+    answers: Callable[[list[dict], list[list[Answer]], Encoder], tuple[list[Row], int]]
+    reads_token_ids: bool  # of the answers, where they are kept; else it reads their texts
 
 
-RECIPES = {"paper": Recipe(paper_instructions, paper_answers),
-           "released": Recipe(released_instructions, released_answers)}
+RECIPES = {"paper": Recipe(paper_instructions, paper_answers, True),
+           "released": Recipe(released_instructions, released_answers, False)}

@@ -1,8 +1,13 @@
 """Stage sample: draw K answers to every instruction of the pool.
 
 Reads   pool.jsonl            N records
-Writes  answers/*.jsonl       N records with generated_answers, finish_reasons and num_tokens [K],
-                              a file per chunk_size records; what is there is not drawn again
+Writes  answers/*.jsonl       N records with generated_answers, finish_reasons and num_tokens [K]
+                              (token_ids [K] too with generation.keep_token_ids), a file per
+                              chunk_size records; what is there is not drawn again
+        answer_grams/*.npy    with embedding.source=sampling: the answers' vectors, as the embed
+                              stage writes them (window_grams/, answer_embeddings/ likewise)
+        check_answers/*.jsonl         and of the first embedding.check_answers answers the token
+                              ids and vectors, for a check by the embed stage
 
     python -m generation.sample_answers configs/demo.yaml
     torchrun --nproc_per_node=2 -m generation.sample_answers configs/demo.yaml
@@ -10,13 +15,15 @@ Writes  answers/*.jsonl       N records with generated_answers, finish_reasons a
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, models, planning, provenance
+import numpy as np
+
+from adg import answer_vectors, artifacts, distributed, models, planning, provenance
 from adg.command import parse_command
 from adg.config import Config
 from adg.errors import InputError
@@ -24,6 +31,7 @@ from adg.prompts import Prompter
 from adg.records import Pool
 from generation.samplers import SAMPLERS, Answer, Request, Sampler
 
+CHECK_FOLDER = "check_answers"
 _BYTES_PER_TOKEN = 6  # of an answer in a file, about; more than most tokens have
 _TOO_LONG = "prompt_too_long"  # finish reason of the empty answers to a prompt that leaves no room
 
@@ -37,11 +45,14 @@ def main() -> None:
     run = provenance.begin("sample", config, overwrite=command.overwrite)
     if run is None:
         return
+    if config.embedding.source == "sampling":
+        run.makes_part_of("embed")
     pool = Pool(run.folder)
     distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
     folder = models.local_folder(config.model.name_or_path, config.output_dir)
     tokenizer = load_checked_tokenizer(folder, config)
     prompter = Prompter(config.generation.prompt, tokenizer, config.generation)
+    described = models.describe(folder, trust_remote_code=config.model.trust_remote_code)
     chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
     paths = [run.folder / "answers" / artifacts.chunk_name(i, "jsonl") for i in range(len(chunks))]
 
@@ -50,8 +61,8 @@ def main() -> None:
                 and not is_whole(path, len(chunks[i]), config.generation.num_answers)]
 
     if command.dry_run:
-        plan(run, pool, prompter, chunks, list(range(len(chunks))) if command.overwrite
-             else missing())
+        plan(run, pool, prompter, described.hidden_size, chunks,
+             list(range(len(chunks))) if command.overwrite else missing())
         return
     run.start()
     to_do = missing()
@@ -61,11 +72,46 @@ def main() -> None:
         sampler = SAMPLERS[config.generation.sampler](folder, config)
         with distributed.progress("sample", sum(len(chunks[i]) for i in mine)) as progress:
             for draft in draw(drafts, sampler):
+                if config.embedding.source == "sampling":
+                    write_vectors(run.folder, draft, described.hidden_size, config)
                 run.count(draft.index, draft.notes)
                 artifacts.write_jsonl(draft.path, draft.rows)
                 progress.update(len(draft.rows))
     if not missing():
         run.finish(records=sum(len(chunks[i]) for i in to_do))
+
+
+def write_vectors(folder: Path, draft: "Draft", width: int, config: Config) -> None:
+    """Write the vectors of a chunk's new records, after those that an earlier run left.
+
+    Where an earlier run's answers have been added to, and their vectors are not kept, the chunk's
+    are removed: the embed stage computes them all.
+    """
+    num_answers, earlier = config.generation.num_answers, draft.num_earlier
+    after = earlier.count(num_answers)
+    if after == len(draft.rows):
+        return
+    if earlier != [num_answers] * after + [0] * (len(earlier) - after) or (
+            answer_vectors.num_rows(folder, draft.index, config) < after):
+        answer_vectors.remove(folder, draft.index, config)
+        return
+    shape = (num_answers, 1 + len(config.embedding.windows), width)
+    vectors = np.stack([draft.vectors.get(number, np.full(shape, np.nan, np.float32))
+                        for number in range(after, len(draft.rows))])              # [n, K, W, H]
+    checked = range(draft.first_row + after,
+                    min(draft.checked, draft.first_row + len(draft.rows)))
+    if checked:
+        artifacts.write_jsonl(
+            folder / CHECK_FOLDER / artifacts.chunk_name(draft.index, "jsonl"),
+            ({"row": row, "id": draft.rows[row - draft.first_row]["id"],
+              "token_ids": draft.token_ids[row - draft.first_row], "vectors": [
+                  None if np.isnan(own).any() else answer_vectors.unit(own).tolist()
+                  for own in vectors[row - checked.start]]}
+             for row in checked))
+    draft.notes[answer_vectors.BY_SAMPLING] = len(vectors)
+    empty = np.isnan(vectors).any(axis=(2, 3))
+    answer_vectors.write(folder, draft.index, answer_vectors.fill_empty(vectors, empty, config),
+                         config, after=after)
 
 
 def show_prompts(number: int, config: Config) -> None:
@@ -78,9 +124,9 @@ def show_prompts(number: int, config: Config) -> None:
         distributed.say(f"== {record['id']}: {len(ids)} tokens, {how}\n{tokenizer.decode(ids)}")
 
 
-def plan(run: provenance.StageRun, pool: Pool, prompter: Prompter, chunks: list[range],
-         missing: list[int]) -> None:
-    """Say what there is to do."""
+def plan(run: provenance.StageRun, pool: Pool, prompter: Prompter, width: int,
+         chunks: list[range], missing: list[int]) -> None:
+    """Say what there is to do with a model of this hidden width."""
     settings = run.config.generation
     tokens, found = 0, Counter()
     for i in missing:
@@ -92,6 +138,8 @@ def plan(run: provenance.StageRun, pool: Pool, prompter: Prompter, chunks: list[
     num_answers = num_records * settings.num_answers
     at_most = num_answers * settings.max_new_tokens
     stored = run.folder.joinpath("pool.jsonl").stat().st_size * num_records // len(pool)
+    if run.config.embedding.source == "sampling":
+        stored += answer_vectors.num_bytes(num_records, width, run.config)
     planning.show(run, {
         "records": f"{num_records:,} of {len(pool):,} to do",
         "prompts": f"{tokens:,} tokens; {found['cut']:,} cut, {found['too_long']:,} rejected",
@@ -104,9 +152,10 @@ def load_checked_tokenizer(folder: Path, config: Config) -> Any:
     """The tokenizer; InputError where model and configuration do not fit each other."""
     limit = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
     length = config.generation.max_model_len
-    if limit is not None and length > limit:
-        raise InputError(f"generation.max_model_len is {length}, "
-                         f"but the model takes {limit} tokens")
+    surplus = config.embedding.source == "sampling"
+    if limit is not None and length + surplus > limit:
+        raise InputError(f"generation.max_model_len is {length}, but the model takes {limit} tokens"
+                         + ", and embedding.source=sampling draws one more" * surplus)
     return models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
 
 
@@ -126,12 +175,17 @@ class Draft:
 
     def __init__(self, index: int, records: list[dict], path: Path, prompter: Prompter,
                  config: Config) -> None:
-        self.index, self.path = index, path
-        self.rows = [_row(record) for record in records]
+        self.index, self.path, self.first_row = index, path, index * config.chunk_size
+        self._drawn = _DRAWN + ("token_ids",) * config.generation.keep_token_ids
+        self.rows = [_row(record, self._drawn) for record in records]
         for row, earlier in zip(self.rows, artifacts.JsonlRows(path) if path.exists() else (),
                                 strict=False):
-            row |= {name: earlier[name] for name in _DRAWN}
-        self.notes: dict[str, list[str]] = {"cut_prompts": [], "rejected_prompts": []}
+            row |= {name: list(earlier[name]) for name in self._drawn}
+        self.num_earlier = [len(row["generated_answers"]) for row in self.rows]
+        self.vectors: dict[int, np.ndarray] = {}  # [K, W, H] by the number of the row
+        self.checked = -(-config.embedding.check_answers // config.generation.num_answers)
+        self.token_ids: dict[int, list[list[int]]] = defaultdict(list)  # of the first rows
+        self.notes: dict[str, Any] = {"cut_prompts": [], "rejected_prompts": []}
         self.requests: dict[int, Request] = {}  # by the number of the row
         for number, (row, record) in enumerate(zip(self.rows, records, strict=True)):
             self._ask(number, row, record, prompter, config)
@@ -143,7 +197,7 @@ class Draft:
         lacking = config.generation.num_answers - have
         if how == "too_long":
             self.notes["rejected_prompts"].append(record["id"])
-            self._add(row, [Answer("", _TOO_LONG, 0)] * lacking)
+            self._add(number, [Answer("", _TOO_LONG, [])] * lacking)
             return
         if how == "cut":
             self.notes["cut_prompts"].append(record["id"])
@@ -154,20 +208,26 @@ class Draft:
     def put(self, number: int, answers: list[Answer]) -> None:
         """Take the answers to one request."""
         del self.requests[number]
-        self._add(self.rows[number], answers)
+        self._add(number, answers)
 
-    @staticmethod
-    def _add(row: dict, answers: list[Answer]) -> None:
-        for name, values in zip(_DRAWN, zip(*answers, strict=True), strict=False):
-            row[name] = row[name] + list(values)
+    def _add(self, number: int, answers: list[Answer]) -> None:
+        for answer in answers:
+            values = {"generated_answers": answer.text, "finish_reasons": answer.finish_reason,
+                      "num_tokens": len(answer.token_ids), "token_ids": answer.token_ids}
+            for name in self._drawn:
+                self.rows[number][name].append(values[name])
+            if self.first_row + number < self.checked:
+                self.token_ids[number].append(answer.token_ids)
+        if all(answer.vectors is not None for answer in answers):
+            self.vectors[number] = np.stack([answer.vectors for answer in answers])
 
 
-_DRAWN = ("generated_answers", "finish_reasons", "num_tokens")  # as in Answer
+_DRAWN = ("generated_answers", "finish_reasons", "num_tokens")
 
 
-def _row(record: dict) -> dict:
+def _row(record: dict, drawn: tuple[str, ...]) -> dict:
     return {name: record[name] for name in ("id", "instruction", "input", "output")} | {
-        name: [] for name in _DRAWN}
+        name: [] for name in drawn}
 
 
 def draw(drafts: Iterator[Draft], sampler: Sampler) -> Iterator[Draft]:

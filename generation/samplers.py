@@ -3,19 +3,28 @@
 Both take token ids, a seed and a number of answers per request. Answer k of a prompt is drawn with
 seed + k, so it does not depend on the batch, the order or the rank it is drawn in.
 
-Shapes: B prompts, K answers, V vocabulary.
+With embedding.source=sampling they also give each answer's vectors, from the hidden states that
+drawing it computes anyway. A token's state exists once the token is fed to the model, so a token
+more is drawn than is kept.
+
+Shapes: B prompts, K answers, T tokens, V vocabulary, W windows of layers, H hidden.
 """
 
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
-from adg import distributed
+import numpy as np
+
+from adg import distributed, models
 from adg.config import Config
 from adg.errors import InputError
+from adg.layers import decoder_layers, windows_of
 
+_WORKER = "generation.vllm_worker.AnswerWorker"
 _BATCH = 64  # answers that transformers draws at once, unless told otherwise
 
 
@@ -29,12 +38,13 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One answer: its text without special tokens, "stop" or "length", and its tokens without the
-    one that ended it."""
+    """One answer: its text without special tokens, "stop" or "length", the ids of its tokens
+    without the one that ended it, and its vectors [W, H] (not unit; NaN without a token)."""
 
     text: str
     finish_reason: str
-    num_tokens: int
+    token_ids: list[int]
+    vectors: Any = None
 
 
 class Sampler(Protocol):
@@ -54,6 +64,7 @@ class VllmSampler:
         if settings.batch_invariant and not on_gpu:
             raise InputError("generation.batch_invariant is for GPUs, and there is none; on a "
                              "processor in float32 answers do not depend on the batch")
+        self._windows = _windows(folder, config)
         _set_up_environment(on_gpu, config)
         from vllm import LLM
 
@@ -73,12 +84,19 @@ class VllmSampler:
             engine |= {"enable_chunked_prefill": False, "enforce_eager": True,
                        "max_num_batched_tokens": max(settings.max_num_batched_tokens or 8192,
                                                      settings.max_model_len)}
+        if self._windows:
+            # The worker hides from split prompts what they ask of the processor's generators.
+            engine.pop("enable_chunked_prefill", None)
+            engine |= {"max_model_len": settings.max_model_len + 1, "worker_cls": _WORKER,
+                       "additional_config": {"adg_windows": self._windows}}
         try:
             self.llm = LLM(str(folder), **engine)
         except (ValueError, RuntimeError) as error:
             if not _is_about_memory(error):
                 raise
             raise InputError(_what_to_lower(error, on_gpu)) from None
+        if self._windows:
+            self.llm.collective_rpc("forget_answers")
         self._settings = settings
         # twice what runs at once: when an answer ends, the next one has been there for long
         self._in_flight = 2 * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
@@ -95,10 +113,14 @@ class VllmSampler:
                                    self.parameters(request))
             if not drawing:
                 return
-            for output in engine.step():
-                if output.finished:
-                    del drawing[int(output.request_id)]
-                    yield int(output.request_id), [_answer(drawn) for drawn in output.outputs]
+            finished = [output for output in engine.step() if output.finished]
+            answers = [[self._answer(drawn, output.prompt_token_ids) for drawn in output.outputs]
+                       for output in finished]
+            if self._windows and finished:
+                answers = self._with_vectors(finished, answers)
+            for output, own in zip(finished, answers, strict=True):
+                del drawing[int(output.request_id)]
+                yield int(output.request_id), own
 
     def parameters(self, request: Request) -> Any:
         """A request's SamplingParams."""
@@ -108,13 +130,57 @@ class VllmSampler:
         settings = self._settings
         return SamplingParams(
             n=request.num_answers, seed=request.seed, temperature=settings.temperature,
-            top_p=settings.top_p, max_tokens=settings.max_new_tokens,
+            top_p=settings.top_p, max_tokens=settings.max_new_tokens + bool(self._windows),
             min_tokens=settings.min_new_tokens, output_kind=RequestOutputKind.FINAL_ONLY)
 
+    def _answer(self, drawn: Any, prompt: list[int]) -> Answer:
+        ids, limit = list(drawn.token_ids), self._settings.max_new_tokens
+        if len(ids) > limit:  # drawn for the state of the token before it
+            text = drawn.text if drawn.finish_reason == "stop" else self._text_of(
+                ids[:limit], prompt)
+            return Answer(text, "length", ids[:limit])
+        ended = drawn.finish_reason == "stop"
+        return Answer(drawn.text, drawn.finish_reason, ids[: len(ids) - ended])
 
-def _answer(drawn: Any) -> Answer:
-    ended = drawn.finish_reason == "stop"
-    return Answer(drawn.text, drawn.finish_reason, len(drawn.token_ids) - ended)
+    def _text_of(self, ids: list[int], prompt: list[int]) -> str:
+        """The text that vLLM itself makes of an answer's token ids."""
+        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+        request = SimpleNamespace(request_id="", prompt_token_ids=prompt, prompt_embeds=None,
+                                  sampling_params=self.parameters(Request(prompt, 0, 1)))
+        detokenizer = IncrementalDetokenizer.from_new_request(self.llm.get_tokenizer(), request)
+        detokenizer.update(ids, False)
+        return detokenizer.get_next_output_text(True, False)
+
+    def _with_vectors(self, outputs: list, answers: list[list[Answer]]) -> list[list[Answer]]:
+        """The answers with their vectors; InputError where a state is missing or one too many."""
+        names = [f"{k}_{output.request_id}" if len(own) > 1 else output.request_id
+                 for output, own in zip(outputs, answers, strict=True) for k in range(len(own))]
+        kept = [len(answer.token_ids) for own in answers for answer in own]
+        counts, means = self.llm.collective_rpc("fetch_answers", args=(names, kept))[0]
+        check_states(counts, kept, means)
+        vectors = iter(means)
+        return [[answer._replace(vectors=next(vectors)) for answer in own] for own in answers]
+
+
+def check_states(counts: list[int], kept: list[int], means: Any) -> None:
+    """InputError where an answer has not as many states as tokens, or a mean that is no number."""
+    for count, number, mean in zip(counts, kept, means, strict=True):
+        if count != number:
+            raise InputError(f"the engine gave {count} hidden states for an answer of {number} "
+                             f"tokens: vectors from sampling would be wrong; use "
+                             f"embedding.source=forward")
+        if count and not np.isfinite(mean).all():
+            raise InputError("model.dtype: an answer's hidden states are no finite numbers; use "
+                             "bfloat16 or float32")
+
+
+def _windows(folder: Path, config: Config) -> list[list[int]]:
+    """The windows of layers whose states are averaged while sampling; none with source forward."""
+    if config.embedding.source != "sampling":
+        return []
+    described = models.describe(folder, trust_remote_code=config.model.trust_remote_code)
+    return windows_of(config.embedding, described.num_hidden_layers)
 
 
 def _is_about_memory(error: Exception) -> bool:
@@ -158,6 +224,8 @@ class TransformersSampler:
         ).to(self._device).eval()
         self._tokenizer = load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
         self._settings = config.generation
+        windows = _windows(folder, config)
+        self._means = AnswerMeans(self._model, windows, self._end_tokens()) if windows else None
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
         rows = ((number, request, k) for number, request in enumerate(requests)
@@ -179,17 +247,21 @@ class TransformersSampler:
         padding = ends[0]
         tokens = torch.tensor([[padding] * (longest - len(ids)) + ids for ids, _ in rows])  # [B, T]
         attended = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids, _ in rows])
+        if self._means:
+            self._means.start()
         with torch.inference_mode():
             output = self._model.generate(
                 tokens.to(self._device), attention_mask=attended.to(self._device),
                 logits_processor=self._noise([seed for _, seed in rows]),
                 generation_config=GenerationConfig(
-                    max_new_tokens=self._settings.max_new_tokens, do_sample=False,
+                    max_new_tokens=self._settings.max_new_tokens + bool(self._means),
+                    do_sample=False,
                     min_new_tokens=self._settings.min_new_tokens, eos_token_id=ends,
                     pad_token_id=padding,
                 ),
             )
-        return [self._finish(ids, ends) for ids in output[:, longest:].tolist()]
+        answers = [self._finish(ids, ends) for ids in output[:, longest:].tolist()]
+        return self._means.give_to(answers) if self._means else answers
 
     def _end_tokens(self) -> list[int]:
         given = self._model.generation_config.eos_token_id
@@ -203,9 +275,58 @@ class TransformersSampler:
                 TopPLogitsWarper(self._settings.top_p), _gumbel_noise(seeds)]
 
     def _finish(self, ids: list[int], ends: list[int]) -> Answer:
+        ids = ids[: self._settings.max_new_tokens]
         stop = next((place for place, token in enumerate(ids) if token in ends), None)
         text = self._tokenizer.decode(ids[:stop], skip_special_tokens=True)
-        return Answer(text, "length" if stop is None else "stop", len(ids[:stop]))
+        return Answer(text, "length" if stop is None else "stop", ids[:stop])
+
+
+class AnswerMeans:
+    """Averages the hidden states of a batch's answers while transformers draws them."""
+
+    def __init__(self, model: Any, windows: list[list[int]], ends: list[int]) -> None:
+        stack, self._windows, self._ends = decoder_layers(model), windows, ends
+        self._last = len(stack) - 1
+        model.base_model.register_forward_pre_hook(self._on_tokens, with_kwargs=True)
+        for index in {layer for window in windows for layer in window if layer != self._last}:
+            stack[index].register_forward_hook(
+                lambda layer, inputs, output, index=index: self._add(
+                    index, output[0] if isinstance(output, tuple) else output))
+        model.base_model.register_forward_hook(
+            lambda module, inputs, output: self._add(self._last, output.last_hidden_state))
+
+    def start(self) -> None:
+        """Begin a batch, whose first forward pass reads the prompts."""
+        self._alive: Any = None  # [B] whether each answer has not ended before this token
+        self._counts: Any = 0
+        self._sums: list[Any] = [0.0] * len(self._windows)
+
+    def _on_tokens(self, module: Any, inputs: tuple, options: dict) -> None:
+        import torch
+
+        tokens = options["input_ids"][:, -1]                                            # [B]
+        ends = torch.tensor(self._ends, device=tokens.device)
+        self._fed = torch.zeros_like(tokens) if self._alive is None else (
+            self._alive & ~torch.isin(tokens, ends)).long()
+        self._alive = torch.ones_like(tokens, dtype=torch.bool) if self._alive is None \
+            else self._fed.bool()
+        self._counts = self._counts + self._fed
+
+    def _add(self, index: int, states: Any) -> None:
+        added = states[:, -1].float() * self._fed[:, None]                              # [B, H]
+        for number, window in enumerate(self._windows):
+            if index in window:
+                self._sums[number] = self._sums[number] + added
+
+    def give_to(self, answers: list[Answer]) -> list[Answer]:
+        """The answers with their vectors; InputError where states and tokens do not match."""
+        import torch
+
+        means = torch.stack([own / (self._counts[:, None] * len(window)) for own, window in
+                             zip(self._sums, self._windows, strict=True)], dim=1)       # [B, W, H]
+        means = means.cpu().numpy()
+        check_states(self._counts.tolist(), [len(answer.token_ids) for answer in answers], means)
+        return [answer._replace(vectors=own) for answer, own in zip(answers, means, strict=True)]
 
 
 def _gumbel_noise(seeds: list[int]) -> Any:

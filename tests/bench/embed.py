@@ -36,7 +36,8 @@ sys.path.insert(0, str(ROOT))
 
 from adg import models  # noqa: E402
 from adg.config import Config, load_config  # noqa: E402
-from adg.records import Answers, Pool  # noqa: E402
+from adg.layers import window_layers  # noqa: E402
+from adg.records import Answer, Answers, Pool  # noqa: E402
 from embedding.forward import Embedder, separate  # noqa: E402
 from embedding.pooling import decoder_layers  # noqa: E402
 from embedding.sequences import Encoder, Row  # noqa: E402
@@ -128,9 +129,10 @@ def run_way(arguments: argparse.Namespace) -> None:
     tokenizer, load = backbone(arguments, config)
     pool = Pool(arguments.run)
     wanted = range(min(arguments.records, len(pool)))
-    texts = Answers(arguments.run, pool).texts(wanted, num_answers=config.generation.num_answers)
+    texts = Answers(arguments.run, pool).generated(
+        wanted, num_answers=config.generation.num_answers)
     model, records = load(arguments.way == "release"), pool.rows(wanted)
-    encoder = Encoder(tokenizer, config, longest=2**31)
+    encoder = Encoder(tokenizer, config, longest=2**31, num_ids=model.config.vocab_size)
     embed = WAYS[arguments.way](model, tokenizer, arguments)
     embed(encode(records[:2], texts[:2], encoder))  # warm-up
     synchronise()
@@ -170,7 +172,7 @@ def backbone(arguments: argparse.Namespace, config: Config) -> tuple[Any, Callab
     return models.load_tokenizer(folder, trust_remote_code=False), load
 
 
-def encode(records: list[dict], texts: list[list[str]], encoder: Encoder) -> list[Row]:
+def encode(records: list[dict], texts: list[list[Answer]], encoder: Encoder) -> list[Row]:
     return encoder.instructions(records)[0] + encoder.answers(records, texts)[0]
 
 
@@ -228,11 +230,12 @@ def plain_way(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Call
 
 
 def our_way(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Callable:
-    embedder = Embedder(model, WINDOW, tokens_per_batch=arguments.tokens_per_batch,
+    windows = [window_layers(WINDOW, model.config.num_hidden_layers)]
+    embedder = Embedder(model, windows, tokens_per_batch=arguments.tokens_per_batch,
                         share_prompts=not arguments.no_shared_prompts)
 
     def embed(rows: list[Row]) -> tuple[np.ndarray, list[Row]]:
-        return embedder.embed(rows), [part for row in rows for part in embedder.parts(row)]
+        return embedder.embed(rows)[:, 0], [part for row in rows for part in embedder.parts(row)]
 
     return embed
 

@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModel, Qwen2Config, Qwen2Model
 
 from adg.errors import InputError
+from adg.layers import window_layers
 from embedding import shared_prompts
 from embedding.forward import Embedder, length, plan_batches, separate
-from embedding.pooling import window_layers
 from embedding.sequences import Row
 
 LAST_FOUR = [-4, -3, -2, -1]
@@ -27,9 +27,10 @@ def rows() -> list[Row]:
     return [single[0], *shared, *single[1:], Row([], [text(1)], [[0.0]])]
 
 
-def embedder(folder, *, dtype=torch.float32, attention="sdpa", layers=LAST_FOUR, **options):
+def embedder(folder, *windows, dtype=torch.float32, attention="sdpa", **options):
     model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
-    return Embedder(model, layers, **{"tokens_per_batch": 10**6} | options)
+    return Embedder(model, [window_layers(layers, 5) for layers in windows or (LAST_FOUR,)],
+                    **{"tokens_per_batch": 10**6} | options)
 
 
 def by_hand(folder, row: Row, layers: list[int]) -> list[np.ndarray]:
@@ -49,17 +50,27 @@ def by_hand(folder, row: Row, layers: list[int]) -> list[np.ndarray]:
 
 
 def cosine_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return 1 - (a * b).sum(1)
+    """Of vectors [texts, H], the first's in their first window where they have any."""
+    return 1 - (a.reshape(len(a), -1, a.shape[-1])[:, 0] * b.reshape(len(b), -1, 64)[:, 0]).sum(1)
 
 
 @pytest.mark.parametrize("layers", [LAST_FOUR, [-4, -3, -2], [0], [4], [1, 3]])
 def test_vectors_are_those_of_hidden_states_kept_whole(tiny_model, layers):
     expected = np.array([vector for row in rows() for vector in by_hand(tiny_model, row, layers)])
     for budget in (1, 150, 10**6):
-        found = embedder(tiny_model, layers=layers, tokens_per_batch=budget).embed(rows())
+        found = embedder(tiny_model, layers, tokens_per_batch=budget).embed(rows())[:, 0]
         assert found.dtype == np.float32
         assert (np.isnan(found) == np.isnan(expected)).all() and np.isnan(found).any(1).sum() == 2
         assert np.nanmax(cosine_distance(found, expected)) < 1e-6
+
+
+def test_several_windows_of_one_pass_are_those_of_a_pass_each(tiny_model):
+    windows = (LAST_FOUR, [0, 1], [4], [-2])
+    together = embedder(tiny_model, *windows).embed(rows())
+    assert together.shape[1:] == (4, 64)
+    for number, layers in enumerate(windows):
+        alone = embedder(tiny_model, layers).embed(rows())[:, 0]
+        assert np.array_equal(together[:, number], alone, equal_nan=True)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -136,6 +147,14 @@ def test_out_of_memory_halves_the_batch_and_is_said(tiny_model, monkeypatch, cap
         small.embed(rows())
 
 
+def test_states_that_overflow_are_an_error(tiny_model):
+    own = embedder(tiny_model)
+    with torch.no_grad():
+        own.model.layers[0].mlp.down_proj.weight.fill_(float("inf"))
+    with pytest.raises(InputError, match="model.dtype: a text's hidden states are no finite"):
+        own.embed(rows())
+
+
 def test_another_runtime_error_is_not_taken_for_lack_of_memory(tiny_model, monkeypatch):
     own = embedder(tiny_model)
 
@@ -148,7 +167,7 @@ def test_another_runtime_error_is_not_taken_for_lack_of_memory(tiny_model, monke
 
 
 def test_no_layer_after_the_window_is_computed(tiny_model):
-    own = embedder(tiny_model, layers=[0, 2])
+    own = embedder(tiny_model, [0, 2], [1])
     assert len(own.model.layers) == 3
     assert not hasattr(own.model, "lm_head")
 

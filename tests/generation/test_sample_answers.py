@@ -15,6 +15,7 @@ from adg.errors import InputError
 from adg.models import load_tokenizer
 from adg.prompts import Prompter
 from adg.records import Pool
+from embedding import embed
 from generation import prepare_pool, sample_answers
 from generation.sample_answers import Draft, draw, seed_of
 from generation.samplers import Answer, TransformersSampler
@@ -148,8 +149,8 @@ def test_the_next_chunk_is_handed_over_before_this_one_is_answered(config_file, 
             for number, request in enumerate(requests):
                 taken.append(number)
                 if number:
-                    yield number, [Answer("a", "stop", 1)] * request.num_answers
-            yield 0, [Answer("a", "stop", 1)] * 3
+                    yield number, [Answer("a", "stop", [1])] * request.num_answers
+            yield 0, [Answer("a", "stop", [1])] * 3
 
     drafts = (Draft(i, records[5 * i: 5 * i + 5], Path("none"), prompter, config)
               for i in range(2))
@@ -243,7 +244,7 @@ def test_two_agents_share_a_run_folder(config_file, stage, prepared):
     assert (line["stage"], line["world_size"]) == ("sample", 2)
 
 
-def test_vllm_draws_the_same_alone_and_under_torchrun(config_file, prepared):
+def test_vllm_draws_the_same_alone_and_under_torchrun(config_file, stage, prepared):
     """The real engine through the real commands: one process, then two ranks, the same bytes."""
     path = config_file(generation={"sampler": "vllm", "prompt": "chat"})
     assert command("generation.sample_answers", path).returncode == 0
@@ -251,6 +252,11 @@ def test_vllm_draws_the_same_alone_and_under_torchrun(config_file, prepared):
     texts = [text for row in artifacts.JsonlRows(prepared / "answers")
              for text in row["generated_answers"]]
     assert len(texts) == 30 and len(set(texts)) > 20
-    result = command("generation.sample_answers", path, "--overwrite", ranks=2)
+    other = [path, f"output_dir={prepared.parent / 'other'}", "embedding.source=sampling"]
+    stage(prepare_pool, *other)
+    result = command("generation.sample_answers", *other, ranks=2)
     assert result.returncode == 0, result.stderr
-    assert tree(prepared / "answers") == alone
+    assert tree(prepared.parent / "other/answers") == alone  # with vectors or without
+    stage(embed, *other)  # checks them
+    log = [json.loads(line) for line in (prepared.parent / "other/log.jsonl").open()]
+    assert log[-1]["vector_sources"] == {"sampling": "0-2"}

@@ -1,0 +1,111 @@
+"""The answers' vectors in a run folder, which `sample` or `embed` writes chunk by chunk.
+
+answer_grams/*.npy         float32 [n, K, K], Grams of the centred unit vectors of embedding.layers
+window_grams/NAME/*.npy    the same for each further window of layers
+answer_embeddings/*.npy    float32 [n, K, H], only with embedding.keep_answer_embeddings
+
+n records of a chunk, K answers, W windows (the first is embedding.layers), H hidden.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from adg import arrays, artifacts
+from adg.config import Config
+from adg.geometry import centred_grams
+
+EMPTY_VECTORS = {"leave_out": np.nan, "zero": 0.0}  # in place of what the recipe makes of one
+# In the counts of a chunk (provenance/<stage>.counts/): how many records' vectors a stage made
+BY_SAMPLING, BY_FORWARD = "vectors_by_sampling", "vectors_by_forward"
+
+
+def chunk_paths(folder: Path, index: int, config: Config) -> dict[str, Path]:
+    """{folder's name: file} of one chunk, in the order in which they are written."""
+    names = [f"window_grams/{name}" for name in config.embedding.windows] + ["answer_grams"]
+    if config.embedding.keep_answer_embeddings:
+        names.insert(0, "answer_embeddings")
+    return {name: folder / name / artifacts.chunk_name(index, "npy") for name in names}
+
+
+def num_rows(folder: Path, index: int, config: Config) -> int:
+    """Records of a chunk that have all their vectors, for this K."""
+    num_answers, rows = config.generation.num_answers, []
+    for path in chunk_paths(folder, index, config).values():
+        shape = arrays.shape_of(path) if path.exists() else (0, num_answers)
+        rows.append(shape[0] if shape[1] == num_answers else 0)
+    return min(rows)
+
+
+def write(folder: Path, index: int, vectors: np.ndarray, config: Config, *, after: int = 0) -> None:
+    """Write the vectors [n, K, W, H] of a chunk's records after the first `after`, which are there.
+
+    Vectors need not be unit.
+    """
+    first = vectors[:, :, 0]                                                        # [n, K, H]
+    values = {"answer_embeddings": unit(first), "answer_grams": centred_grams(first)}
+    values |= {f"window_grams/{name}": centred_grams(vectors[:, :, number])
+               for number, name in enumerate(config.embedding.windows, start=1)}
+    for name, path in chunk_paths(folder, index, config).items():
+        own = values[name].astype(np.float32)
+        if after:
+            own = np.concatenate([arrays.read_array(path)[:after], own])
+        arrays.write_array(path, own)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [..., H] divided by their length; zero and NaN stay."""
+    with np.errstate(invalid="ignore"):
+        lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        return vectors / np.where(lengths > 0, lengths, 1.0)
+
+
+def num_bytes(num_records: int, width: int, config: Config) -> int:
+    """Bytes that the vectors of so many records take on disk, of a model of this hidden width."""
+    num_answers = config.generation.num_answers
+    kept = width * num_answers if config.embedding.keep_answer_embeddings else 0
+    return 4 * num_records * (num_answers**2 * (1 + len(config.embedding.windows)) + kept)
+
+
+def fill_empty(vectors: np.ndarray, empty: np.ndarray, config: Config) -> np.ndarray:
+    """Vectors [n, K, W, H] with embedding.empty_answers in place of those that are empty [n, K]."""
+    if config.embedding.empty_answers in EMPTY_VECTORS:
+        vectors[empty] = EMPTY_VECTORS[config.embedding.empty_answers]
+    return vectors
+
+
+def remove(folder: Path, index: int, config: Config) -> None:
+    """Remove the vectors of a chunk whose answers are about to change."""
+    for path in chunk_paths(folder, index, config).values():
+        path.unlink(missing_ok=True)
+
+
+def sources(folder: Path) -> dict[str, str]:
+    """{"sampling": "0-3, 5", "forward": "4-5"}: which chunks each source made, in part or whole.
+
+    Empty where all come from the forward pass because nothing else was asked for.
+    """
+    record = folder / "provenance" / "embed.json"
+    if not record.is_file() or json.loads(record.read_text(encoding="utf-8"))["parameters"].get(
+            "embedding.source") != "sampling":
+        return {}
+    sampled, forward = (_counted(folder, *own) for own in (("sample", BY_SAMPLING),
+                                                           ("embed", BY_FORWARD)))
+    replaced = [i for i, number in forward.items() if i in sampled and number == arrays.shape_of(
+        folder / "answer_grams" / artifacts.chunk_name(i, "npy"))[0]]
+    found = {"sampling": sorted(set(sampled) - set(replaced)), "forward": sorted(forward)}
+    return {source: _as_ranges(chunks) for source, chunks in found.items() if chunks}
+
+
+def _counted(folder: Path, stage: str, key: str) -> dict[int, int]:
+    counts = {int(path.stem): json.loads(path.read_text(encoding="utf-8")).get(key)
+              for path in (folder / "provenance" / f"{stage}.counts").glob("*.json")}
+    return {chunk: number for chunk, number in counts.items() if number}
+
+
+def _as_ranges(numbers: list[int]) -> str:
+    starts = [numbers[0]] + [b for a, b in pairwise(numbers) if b > a + 1]
+    ends = [a for a, b in pairwise(numbers) if b > a + 1] + [numbers[-1]]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
