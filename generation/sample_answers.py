@@ -29,7 +29,8 @@ from adg.config import Config
 from adg.errors import InputError
 from adg.prompts import Prompter
 from adg.records import Pool
-from generation.samplers import SAMPLERS, Answer, Request, Sampler
+from generation.answers import Answer, Request
+from generation.samplers import SAMPLERS, Sampler
 
 CHECK_FOLDER = "check_answers"
 _BYTES_PER_TOKEN = 6  # of an answer in a file, about; more than most tokens have

@@ -18,8 +18,9 @@ from adg import models  # noqa: E402
 from adg.config import load_config  # noqa: E402
 from adg.prompts import Prompter  # noqa: E402
 from adg.records import Pool  # noqa: E402
+from generation.answers import Request  # noqa: E402
 from generation.sample_answers import Draft  # noqa: E402
-from generation.samplers import Request, VllmSampler  # noqa: E402
+from generation.samplers import VllmSampler  # noqa: E402
 
 VARIANTS = {
     "plain": {}, "no_prefix_caching": {"enable_prefix_caching": False},

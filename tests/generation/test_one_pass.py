@@ -18,7 +18,8 @@ from adg.records import Answer, Pool
 from embedding import backbone, check, cluster, embed
 from embedding.forward import Embedder
 from generation import prepare_pool, sample_answers
-from generation.samplers import AnswerMeans, check_states
+from generation.answers import check_states
+from generation.transformers_sampler import AnswerMeans
 
 SETTINGS = {"generation": {"min_new_tokens": 0, "max_new_tokens": 12, "temperature": 2.0,
                            "keep_token_ids": True},

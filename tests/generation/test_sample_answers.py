@@ -17,8 +17,9 @@ from adg.prompts import Prompter
 from adg.records import Pool
 from embedding import embed
 from generation import prepare_pool, sample_answers
+from generation.answers import Answer
 from generation.sample_answers import Draft, draw, seed_of
-from generation.samplers import Answer, TransformersSampler
+from generation.samplers import TransformersSampler
 
 
 @pytest.fixture

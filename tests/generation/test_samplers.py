@@ -7,7 +7,8 @@ import pytest
 
 from adg.config import load_config
 from adg.errors import InputError
-from generation.samplers import Request, TransformersSampler, VllmSampler
+from generation.answers import Request
+from generation.samplers import TransformersSampler, VllmSampler
 
 
 @pytest.fixture
