@@ -5,7 +5,6 @@ from pathlib import Path
 
 from adg.config import Config
 from adg.errors import InputError
-from adg.stages import needed_stages
 
 CODE_BENCHMARKS = ("mbpp", "humaneval")  # run programs that the model writes
 
@@ -36,7 +35,7 @@ def accumulation_steps(config: Config, ranks: int) -> int:
 
 def check_bins(config: Config, num_records: int) -> None:
     """InputError where there are fewer records than the bins that they are to be put into."""
-    if "cluster" in needed_stages(config):
+    if config.selection.method == "adg":
         _at_most("clustering.num_bins", config.clustering.num_bins, num_records)
 
 

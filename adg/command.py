@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from omegaconf import MISSING, OmegaConf
 
-from adg.config import Config, describe_keys, load_config
+from adg.config import Config, describe_keys, load_config, to_yaml
 
 
 class Command(NamedTuple):
@@ -21,7 +21,7 @@ class Command(NamedTuple):
 
 def parse_command(about: str, argv: list[str] | None = None, *,
                   prompts: bool = False) -> Command:
-    """A stage's arguments: CONFIG [section.key=value ...] [--overwrite] [--dry-run].
+    """A stage's arguments: CONFIG, section.key=value ..., --overwrite, --dry-run, --print-config.
 
     `prompts`: the stage has prompts to show too.
     """
@@ -36,13 +36,18 @@ def parse_command(about: str, argv: list[str] | None = None, *,
                         help="delete this stage's earlier output of the same name and do it anew")
     parser.add_argument("--dry-run", action="store_true",
                         help="say how much there is to do, and how long it may take; write nothing")
+    parser.add_argument("--print-config", action="store_true",
+                        help="print the whole resolved configuration, and stop")
     parser.set_defaults(show_prompts=0)
     if prompts:
         parser.add_argument("--show-prompts", type=int, metavar="N",
                             help="print the prompts of the first N records, and stop")
     arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
-    return Command(load_config(arguments.config, arguments.overrides), arguments.overwrite,
-                   arguments.dry_run, arguments.show_prompts)
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        parser.exit()
+    return Command(config, arguments.overwrite, arguments.dry_run, arguments.show_prompts)
 
 
 def _help_on_keys() -> str:

@@ -21,7 +21,9 @@ from yaml import YAMLError
 from adg.errors import InputError
 
 PROMPTS = ("alpaca", "alpaca_no_input", "chat", "plain", "file")
-BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")
+SUBSETS = ("top", "middle", "bottom")
+BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")  # of the main table
+CHINESE_BENCHMARKS = ("cmmlu", "ceval")
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a folder, and of a file in provenance/
@@ -217,8 +219,10 @@ class SelectionConfig:
 
 @dataclass
 class TrainConfig:
-    name: str | None = _key(None, "folder under models/; null: <selection>-<subset>, as in adg-top")
-    subset: str = _key("top", "subset to fine-tune on: top, middle or bottom")
+    name: str | None = _key(None, "folder under models/; null: <selection>-<subset>, as in "
+                                  "adg-top, or the name of the file in train.subset")
+    subset: str = _key("top", "what to fine-tune on: top, middle, bottom, or a file of Alpaca "
+                              "records (.json or .jsonl)")
     model_name_or_path: str | None = _key(None, "what is fine-tuned; null: the selecting backbone")
     prompt: str | None = _key(None, "prompt template; null: the one of generation.prompt")
     deepspeed: str = _key("configs/deepspeed/zero2.json", "DeepSpeed's configuration file")
@@ -237,7 +241,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.prompt is None or self.prompt in PROMPTS, "train.prompt", self.prompt,
                  "null or " + " or ".join(PROMPTS))
-        _one_of("train.subset", self.subset, ("top", "middle", "bottom"))
+        _require(self.subset in SUBSETS or self.subset_file() is not None, "train.subset",
+                 self.subset, " or ".join(SUBSETS) + ", or a file ending in .json or .jsonl")
         _one_of("train.lr_scheduler", self.lr_scheduler, ("cosine", "linear", "constant"))
         for name in ("epochs", "batch_size", "per_device_batch_size", "max_length", "save_steps"):
             value = getattr(self, name)
@@ -250,19 +255,28 @@ class TrainConfig:
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
 
 
+    def subset_file(self) -> Path | None:
+        """The file that train.subset names; None where it names a subset of the run."""
+        path = Path(self.subset)
+        return path if path.suffix in (".json", ".jsonl") else None
+
+
 @dataclass
 class EvalConfig:
     name: str | None = _key(None, "model under models/ to evaluate, or base; null: train.name")
-    benchmarks: list[str] = _key(list(BENCHMARKS), "which of " + ", ".join(BENCHMARKS))
+    benchmarks: list[str] = _key(list(BENCHMARKS), "which of "
+                                 + ", ".join(BENCHMARKS + CHINESE_BENCHMARKS))
+    backend: str = _key("hf", "engine that answers: hf (transformers) or vllm")
     data_dir: str | None = _key(None, "benchmarks on disk in the hub's layout; null: from the hub")
     limit: int | None = _key(None, "first so many questions of each task; null: all")
     max_new_tokens: int | None = _key(None, "tokens per answer; null: as lm-eval's tasks say")
-    batch_size: int = _key(8, "questions per rank in one forward pass", tuning=True)
+    batch_size: int = _key(8, "backend hf: questions per rank in one forward pass", tuning=True)
     allow_code_execution: bool = _key(False, "run programs that the model writes (mbpp, humaneval)")
 
     def __post_init__(self) -> None:
         for name in self.benchmarks:
-            _one_of("eval.benchmarks", name, BENCHMARKS)
+            _one_of("eval.benchmarks", name, BENCHMARKS + CHINESE_BENCHMARKS)
+        _one_of("eval.backend", self.backend, ("hf", "vllm"))
         _require(bool(self.benchmarks), "eval.benchmarks", self.benchmarks,
                  "at least one benchmark")
         for name in ("limit", "max_new_tokens"):
@@ -305,7 +319,9 @@ class Config:
         _require(window is None or window in self.embedding.windows, "selection.window", window,
                  "null or a name in embedding.windows")
         self.selection.name = self.selection.name or self.selection.method
-        self.train.name = self.train.name or f"{self.selection.name}-{self.train.subset}"
+        file = self.train.subset_file()
+        self.train.name = self.train.name or (
+            file.stem if file else f"{self.selection.name}-{self.train.subset}")
         self.train.prompt = self.train.prompt or self.generation.prompt
         for key, prompt in (("prompt_file", "file"), ("system_prompt", "chat")):
             used = prompt in (self.generation.prompt, self.train.prompt)
@@ -353,6 +369,8 @@ TUNING_KEYS = frozenset(key for key, _, _, tuning in describe_keys() if tuning)
 def load_config(path: Path, overrides: list[str]) -> Config:
     """The checked configuration: defaults, the YAML at `path`, then `section.key=value` overrides.
 
+    A YAML's key `base` names another, beside it or by a relative path, whose values it builds on.
+
     Raises InputError that names the key (and the nearest one, where there is none of that name).
     """
     if not path.is_file():
@@ -362,10 +380,7 @@ def load_config(path: Path, overrides: list[str]) -> Config:
             raise InputError(f"{text!r} is no override: write section.key=value")
     config, source = OmegaConf.structured(Config), str(path)
     try:
-        given = OmegaConf.load(path)
-        if not isinstance(given, DictConfig):
-            raise InputError(f"{path}: not a YAML mapping of configuration keys")
-        config = OmegaConf.merge(config, given)
+        config = OmegaConf.merge(config, _read_yaml(path, ()))
         source = "the command line"
         config = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides))
         source = str(path)
@@ -376,6 +391,21 @@ def load_config(path: Path, overrides: list[str]) -> Config:
         raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     except OmegaConfBaseException as error:
         raise InputError(f"{source}: {_explain(error)}") from None
+
+
+def _read_yaml(path: Path, above: tuple[Path, ...]) -> DictConfig:
+    """A YAML file on top of its base; `above` are the files that build on it."""
+    given = OmegaConf.load(path)
+    if not isinstance(given, DictConfig):
+        raise InputError(f"{path}: not a YAML mapping of configuration keys")
+    base = given.pop("base", None)
+    if base is None:
+        return given
+    below = path.parent / str(base)
+    if not below.is_file() or below.resolve() in above:
+        problem = "builds on this file itself" if below.is_file() else "is not there"
+        raise InputError(f"{path}: base: {below} {problem}")
+    return OmegaConf.merge(_read_yaml(below, (*above, path.resolve())), given)
 
 
 def _explain(error: OmegaConfBaseException) -> str:

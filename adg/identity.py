@@ -109,8 +109,9 @@ class Identities:
         """
         if name in ("model", "train.model"):
             return models.identity(model_of(name, self._config))
-        if name in ("pool.path", "train.deepspeed"):
+        if name in ("pool.path", "train.subset", "train.deepspeed"):
             given = {"pool.path": self._config.pool.path,
+                     "train.subset": self._config.train.subset,
                      "train.deepspeed": self._config.train.deepspeed}
             path = Path(given[name])
             if not path.is_file():

@@ -25,7 +25,7 @@ def show(run: StageRun, work: dict[str, str], *, records: int, disk: int,
                            f"{world_size()}, has {len(my_share(missing)):,}"
                            + (f" of at most {most:,} records" if most else ""))
     free = shutil.disk_usage(_there(run.folder)).free
-    lines["disk"] = (f"{_size(disk)} at most, {_size(free)} free"
+    lines["disk"] = (f"{size(disk)} at most, {size(free)} free"
                      + (": NOT ENOUGH" if disk > free else ""))
     lines["time"] = _time(run, records)
     say(f"[{run.label}] dry run, nothing is written:")
@@ -38,7 +38,8 @@ def _there(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
-def _size(number: float) -> str:
+def size(number: float) -> str:
+    """Bytes for people to read."""
     for unit in _UNITS:
         if number < 1024 or unit == _UNITS[-1]:
             return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"

@@ -30,7 +30,8 @@ class Stage:
     work: str = ""  # a folder beside the outputs: unfinished work, or what only an option writes
 
 
-OUTSIDE = ("pool.path", "model", "train.model", "train.deepspeed", "eval.data_dir")
+OUTSIDE = ("pool.path", "model", "train.subset", "train.model", "train.deepspeed",
+           "eval.data_dir")
 
 _SUBSETS = tuple(f"subsets/{{selection}}/{name}"
                  for name in ("scores.jsonl", "top.json", "middle.json", "bottom.json"))
@@ -76,7 +77,8 @@ STAGES = {
     ),
     "evaluate": Stage(
         "eval.run_benchmarks", parallel=True, dear=True, instance="{eval}",
-        keys=("model.dtype", "model.trust_remote_code", "eval.limit", "eval.max_new_tokens"),
+        keys=("model.dtype", "model.trust_remote_code", "eval.backend", "eval.limit",
+              "eval.max_new_tokens"),
         inputs=("models/{eval}/",), optional_inputs=("eval.data_dir",),
         outputs=("eval/{eval}/{benchmark}.json", "eval/{eval}/scores.json"), work="eval/{eval}/",
     ),
@@ -104,12 +106,14 @@ def inputs_of(name: str, config: Config) -> tuple[list[str], list[str]]:
     required = [fill_in(template, config) for template in stage.inputs]
     if name == "evaluate" and config.eval.name == "base":
         required = ["model"]
+    if name == "finetune" and config.train.subset_file() is not None:
+        required[0] = "train.subset"
     return required, [fill_in(template, config) for template in stage.optional_inputs]
 
 
 def needed_stages(config: Config) -> list[str]:
     """The stages that lead to this configuration's table, in order."""
-    needed = {"select", "finetune", "evaluate", "tables"}
+    needed = {"finetune", "evaluate", "tables"}
     for name in reversed(STAGES):
         if name in needed:
             needed |= {producer_of(artefact) for artefact in inputs_of(name, config)[0]}

@@ -1,4 +1,4 @@
-"""lm-eval as the pipeline uses it: local data, pass@1 without a download, requests shared by ranks.
+"""lm-eval as the pipeline uses it: its tasks, local data, pass@1 without a download.
 
 Touches one private function of the pinned lm-eval (load_yaml), to read a packaged task's definition
 before its data set is replaced by local files.
@@ -66,14 +66,25 @@ def local_files(config: dict, data_dir: Path | None) -> dict | None:
     path = config.get("dataset_path")
     if data_dir is None or not path:
         return None
-    folder = data_dir / path / (config.get("dataset_name") or path.split("/")[-1])
-    splits = {config.get(f"{kind}_split") for kind in ("training", "validation", "test", "fewshot")}
-    files = {split: str(folder / f"{split}.jsonl") for split in sorted(splits - {None})
+    folder = data_folder(config, data_dir)
+    files = {split: str(folder / f"{split}.jsonl") for split in splits_of(config)
              if (folder / f"{split}.jsonl").is_file()}
     needed = {config.get("test_split") or config.get("validation_split"),
               config.get("fewshot_split")} - {None}
     return {"dataset_path": "json", "dataset_name": None,
             "dataset_kwargs": {"data_files": files}} if needed <= files.keys() else None
+
+
+def data_folder(config: dict, data_dir: Path) -> Path:
+    """Where a task's data lies in data_dir."""
+    path = config["dataset_path"]
+    return data_dir / path / (config.get("dataset_name") or path.split("/")[-1])
+
+
+def splits_of(config: dict) -> list[str]:
+    """The splits of a data set that a task reads."""
+    splits = {config.get(f"{kind}_split") for kind in ("training", "validation", "test", "fewshot")}
+    return sorted(splits - {None})
 
 
 def leaf_tasks(manager: Any, name: str) -> list[str]:
@@ -160,51 +171,7 @@ def _limit_resources() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
 
-# The model
-
-
-def shared_model(folder: Path, *, dtype: str, trust_remote_code: bool, batch_size: int) -> Any:
-    """An lm-eval model whose requests are shared by the ranks.
-
-    Every rank builds all the requests, as a single process does, so the prompts (GSM8K's shots are
-    drawn while they are built) do not depend on the rank count; each computes its share and the
-    results are gathered.
-    """
-    import torch
-    from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    class SharedLM(HFLM):
-        def loglikelihood(self, requests: list, **options: Any) -> list:
-            return _share(requests, lambda mine: HFLM.loglikelihood(
-                self, mine, **{"disable_tqdm": distributed.rank() > 0} | options))
-
-        def generate_until(self, requests: list, **options: Any) -> list:
-            return _share(requests, lambda mine: HFLM.generate_until(
-                self, mine, **{"disable_tqdm": distributed.rank() > 0} | options))
-
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code,
-    ).to(distributed.device()).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return SharedLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-
-
-def _share(requests: list, compute: Any) -> list:
-    """compute() of this rank's share of the requests, and of the others' what they computed."""
-    rank, world = distributed.rank(), distributed.world_size()
-    order = sorted(range(len(requests)), key=lambda i: (-len(str(requests[i].args[0])), i))
-    mine = order[rank::world]
-    results = compute([requests[i] for i in mine]) if mine else []
-    gathered = [(mine, results)]
-    if world > 1:
-        import torch.distributed as dist
-
-        gathered = [None] * world
-        dist.all_gather_object(gathered, (mine, results))
-    found = {i: result for places, parts in gathered
-             for i, result in zip(places, parts, strict=True)}
-    return [found[i] for i in range(len(requests))]
+# A benchmark
 
 
 def evaluate(model: Any, tasks: list[str], manager: Any, *, shots: int, limit: int | None,
@@ -214,7 +181,8 @@ def evaluate(model: Any, tasks: list[str], manager: Any, *, shots: int, limit: i
 
     return simple_evaluate(
         model=model, tasks=tasks, num_fewshot=shots, limit=limit, task_manager=manager,
-        bootstrap_iters=0, confirm_run_unsafe_code=True,
+        bootstrap_iters=0,  # standard errors are closed formulas: see run_benchmarks
+        confirm_run_unsafe_code=True,
         gen_kwargs=f"max_gen_toks={max_new_tokens}" if max_new_tokens else None,
     )
 

@@ -1,16 +1,20 @@
-"""Stage evaluate: a model on the six benchmarks, through lm-eval.
+"""Stage evaluate: a model on the benchmarks, through lm-eval.
 
 Reads   models/NAME/                  or the backbone itself, with eval.name=base
         eval.data_dir                 the benchmarks on disk; without it lm-eval asks the hub
 Writes  eval/NAME/<benchmark>.json    lm-eval's result with every question; a benchmark that is
                                       there is not run again
-        eval/NAME/scores.json         the numbers in percent, three groups and their average
+        eval/NAME/cache/              answers of a benchmark that was cut short, until it is whole
+        eval/NAME/scores.json         the numbers in percent, three groups, their average, and the
+                                      standard error of each
 
     python -m eval.run_benchmarks configs/demo.yaml
     torchrun --nproc_per_node=2 -m eval.run_benchmarks configs/demo.yaml
 """
 
 import json
+import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,8 @@ from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import say
 from eval import harness
-from eval.benchmarks import BENCHMARKS, group_scores
+from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
+from eval.shared_model import load_model
 
 _BYTES_PER_QUESTION = 20_000  # of lm-eval's result with prompt and answer, about
 
@@ -77,18 +82,17 @@ def show_plan(run: provenance.StageRun, tasks: dict[str, list[str]]) -> None:
 def evaluate_missing(missing: list[str], folder: Path, manager: Any, tasks: dict[str, list[str]],
                      config: Config) -> None:
     """Run each benchmark of `missing` on all ranks, and write its file on rank 0."""
-    model = harness.shared_model(
-        model_folder(config), dtype=config.model.dtype, batch_size=config.eval.batch_size,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    model = load_model(model_folder(config), config)
     for name in missing:
-        own = tasks[name]
+        own, model.cache = tasks[name], folder / "cache" / name
         say(f"[evaluate] {name}: {len(own)} task(s), {BENCHMARKS[name].shots}-shot")
         result = harness.evaluate(model, own, manager, shots=BENCHMARKS[name].shots,
                                   limit=config.eval.limit,
                                   max_new_tokens=config.eval.max_new_tokens)
         if distributed.rank() == 0:
-            artifacts.write_json(folder / f"{name}.json", condense(name, own, result))
+            artifacts.write_json(folder / f"{name}.json", condense(
+                name, own, result, config.eval.backend))
+            shutil.rmtree(model.cache, ignore_errors=True)
 
 
 def model_folder(config: Config) -> Path:
@@ -98,18 +102,24 @@ def model_folder(config: Config) -> Path:
     return Path(config.output_dir) / "models" / config.eval.name
 
 
-def condense(name: str, tasks: list[str], result: dict) -> dict[str, Any]:
+def condense(name: str, tasks: list[str], result: dict, backend: str) -> dict[str, Any]:
     """One benchmark's file: its number in percent, the questions behind it, and lm-eval's result.
 
-    Over several tasks the number is the mean over all their questions, as lm-eval's groups have it.
+    Over several tasks the number is the mean over all their questions, as lm-eval's groups have it,
+    with the standard error of that mean.
     """
     benchmark, result = BENCHMARKS[name], harness.plain(result)
     counts = {task: result["n-samples"][task]["effective"] for task in tasks}
     total = sum(result["results"][task][benchmark.metric] * counts[task] for task in tasks)
     questions = sum(counts.values())
-    return {"benchmark": name, "score": 100 * total / questions, "metric": benchmark.metric,
-            "shots": benchmark.shots, "questions": questions,
-            "of_questions": benchmark.questions, "tasks": tasks, "lm_eval": result}
+    metric, filtered = benchmark.metric.split(",")
+    values = [sample[metric] for task in tasks for sample in result["samples"][task]
+              if sample["filter"] == filtered]
+    return {"benchmark": name, "score": 100 * total / questions,
+            "stderr": 100 * statistics.stdev(values) / questions**0.5 if questions > 1 else None,
+            "metric": benchmark.metric, "shots": benchmark.shots, "backend": backend,
+            "questions": questions, "of_questions": benchmark.questions, "tasks": tasks,
+            "lm_eval": result}
 
 
 def summarise(folder: Path) -> dict[str, dict]:
@@ -120,7 +130,9 @@ def summarise(folder: Path) -> dict[str, dict]:
         if path.exists():
             results[name] = json.loads(path.read_text(encoding="utf-8"))
     scores = {name: result["score"] for name, result in results.items()}
+    stderrs = {name: result["stderr"] for name, result in results.items()}
     return {"scores": scores, "groups": group_scores(scores),
+            "stderr": stderrs, "group_stderr": group_stderrs(stderrs),
             "questions": {name: result["questions"] for name, result in results.items()}}
 
 

@@ -1,120 +1,156 @@
 """Stage tables: the benchmarks of finished runs beside the paper's published numbers.
 
 Reads   RUN_DIR/eval/NAME/scores.json     of each run folder given
+        RUN_DIR/provenance/               which method, backbone, pool, budget and seed each is
 Writes  RUN_DIR/tables.md                 the table, where one run folder is given; always printed
 
     python -m eval.tables runs/demo
-    python -m eval.tables runs/demo runs/llama3_alpaca_gpt4
+    python -m eval.tables runs/demo runs/llama3_alpaca_gpt4 --format latex
 """
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from adg import artifacts, provenance
 from adg.config import load_config
 from adg.distributed import run_script
-from adg.errors import InputError
-from eval.benchmarks import BENCHMARKS, GROUPS
+from eval.benchmarks import BENCHMARKS
+from eval.results import (
+    COLUMNS,
+    Cell,
+    Row,
+    artifact,
+    beside,
+    by_cell,
+    published_rows,
+    read_published,
+    rows_of,
+    with_deltas,
+)
 
-_PUBLISHED = Path(__file__).with_name("published.json")
-_SHOWN = ("Random", "ADG")  # rows of the paper's table that stand beside ours
-_POOL = "Alpaca-GPT4"
+_LABELS = ("", "method", "backbone", "pool", "budget", "")
+_OPTIONAL = ("cmmlu", "ceval")  # columns that are there only if some row has them
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run folder")
+    parser.add_argument("--format", choices=FORMATS, default="markdown",
+                        help="of what is printed; tables.md is Markdown")
     parser.add_argument("--quiet", action="store_true", help="do not print the table")
     parser.add_argument("--dry-run", action="store_true", help="print the table, write no file")
     arguments = parser.parse_args()
     runs = arguments.runs
-    text = render(runs)
+    rows, notes = collect(runs)
     run = None
     if len(runs) == 1 and (runs[0] / "config.yaml").is_file():
         config = load_config(runs[0] / "config.yaml", [])
         config.output_dir = str(runs[0])
         run = provenance.begin("tables", config)
     if not arguments.quiet:
-        print(text)
+        print(FORMATS[arguments.format](rows, notes))
     if run is not None and not arguments.dry_run:
         run.start()
-        artifacts.write_text(runs[0] / "tables.md", text + "\n")
-        run.finish(records=len(results_of(runs[0])))
+        artifacts.write_text(runs[0] / "tables.md", as_markdown(rows, notes) + "\n")
+        run.finish(records=sum(row.source == "ours" for row in rows))
 
 
-def results_of(run: Path) -> dict[str, dict]:
-    """{NAME: scores.json} of the models that a run has evaluated; InputError where none is."""
-    paths = sorted(run.glob("eval/*/scores.json"))
-    if not paths:
-        raise InputError(f"{run}/eval/ holds no scores.json: run evaluate first")
-    return {path.parent.name: _read_scores(path) for path in paths}
-
-
-def _read_scores(path: Path) -> dict[str, dict]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); remove it and run evaluate again"
-                         ) from None
-    if not isinstance(result, dict) or not {"scores", "groups", "questions"} <= result.keys():
-        raise InputError(f"{path}: not what evaluate writes; remove it and run evaluate again")
-    return result
-
-
-def render(runs: list[Path]) -> str:
-    """The table in Markdown: six benchmarks, three groups, average; ours, then the paper's."""
-    titles = [benchmark.title for benchmark in BENCHMARKS.values()]
-    lines = [["", *titles, *GROUPS, "Average"]]
-    partial: dict[str, str] = {}
-    for run in runs:
-        for name, result in results_of(run).items():
-            lines.append([f"{run.name}: {name}", *_own_cells(result, partial)])
-    published = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
-    for backbone, methods in published["main"].items():
-        for method in _SHOWN:
-            numbers = [f"{number:.2f}" for number in methods[method][_POOL]]
-            lines.append([f"paper: {backbone}, {method}", *["–"] * len(titles), *numbers])
-    notes = [f"In percent. Rows marked paper are the published numbers for {_POOL}, budget 10,000; "
-             f"the paper gives groups only. – : not given or not run."]
-    if partial:
-        counts = ", ".join(f"{title} {count}" for title, count in partial.items())
+def collect(runs: list[Path]) -> tuple[list[Row], list[str]]:
+    """(the rows of the table, ours and then the paper's; what is to be said below it)."""
+    published = read_published()
+    found = [own for run in runs for own in rows_of(run, published)]
+    paper = published_rows(published)
+    ours = with_deltas(by_cell(row for row, _ in found), paper)
+    notes = ["In percent. In brackets: difference to the published number of the same cell. ± : "
+             "standard deviation over seeds. – : not given or not run; the paper gives groups "
+             "only."]
+    parts = {BENCHMARKS[name].title: f"{asked} of {BENCHMARKS[name].questions}"
+             for _, questions in found for name, asked in questions.items()
+             if asked < BENCHMARKS[name].questions}
+    if parts:
+        counts = ", ".join(f"{title} {count}" for title, count in parts.items())
         notes.append(f"* on a part of the benchmark (questions: {counts}): this shows that the "
                      f"pipeline runs, not how good a model is, and compares with nothing.")
-    return "\n".join([_markdown(lines), "", *notes])
+    return ours + beside(ours, paper), notes
 
 
-def _own_cells(result: dict, partial: dict[str, str]) -> list[str]:
-    """The cells of one evaluated model; a * where fewer questions were asked than there are."""
-    cells, partly = [], {}
-    for name, benchmark in BENCHMARKS.items():
-        asked = result["questions"].get(name)
-        partly[benchmark.group] = partly.get(benchmark.group, False) or (
-            asked is not None and asked < benchmark.questions)
-        if asked is not None and asked < benchmark.questions:
-            partial[benchmark.title] = f"{asked} of {benchmark.questions}"
-        mark = "*" if asked is not None and asked < benchmark.questions else ""
-        cells.append(_cell(result["scores"].get(name), mark))
-    partly["Average"] = any(partly.values())
-    return cells + [_cell(result["groups"][group], "*" if partly[group] else "")
-                    for group in (*GROUPS, "Average")]
+def _lines(rows: list[Row],
+           show: Callable[[Cell | None], str]) -> tuple[list[str], list[list[str]]]:
+    """(titles, the texts of each row)."""
+    shown = {row.cells.get(name) is not None and name for row in rows for name in _OPTIONAL}
+    names = [name for name in COLUMNS if name not in _OPTIONAL or name in shown]
+    lines = [[", ".join(row.names) if row.source == "ours" else "paper", *row.identity,
+              *(show(row.cells.get(name)) for name in names)] for row in rows]
+    titles = [*_LABELS, *(COLUMNS[name] for name in names)]
+    used = [column for column in range(len(titles))
+            if column >= len(_LABELS) or any(line[column] for line in lines)]
+    return [titles[column] for column in used], [[line[column] for column in used]
+                                                 for line in lines]
 
 
-def _cell(score: float | None, mark: str) -> str:
-    return "–" if score is None else f"{score:.2f}{mark}"
+def _plain(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    text = f"{cell.value:.2f}" + ("*" if cell.partial else "")
+    if cell.deviation is not None:
+        text += f" ± {cell.deviation:.2f}"
+    return text + (f" ({cell.delta:+.2f})" if cell.delta is not None else "")
 
 
-def _markdown(lines: list[list[str]]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+def _padded(titles: list[str], lines: list[list[str]]) -> list[list[str]]:
+    """Titles and lines with every column as wide as its widest cell, numbers to the right."""
+    numbers = len([title for title in titles if title in COLUMNS.values()])
+    table = [titles, *lines]
+    widths = [max(len(line[column]) for line in table) for column in range(len(titles))]
+    return [[cell.ljust(width) if column < len(titles) - numbers else cell.rjust(width)
+             for column, (cell, width) in enumerate(zip(line, widths, strict=True))]
+            for line in table]
 
-    def row(cells: list[str]) -> str:
-        padded = [cells[0].ljust(widths[0])] + [cell.rjust(width) for cell, width
-                                                in zip(cells[1:], widths[1:], strict=True)]
-        return f"| {' | '.join(padded)} |"
 
-    rule = [("-" * widths[0])] + ["-" * (width - 1) + ":" for width in widths[1:]]
-    return "\n".join([row(lines[0]), row(rule), *map(row, lines[1:])])
+def as_markdown(rows: list[Row], notes: list[str]) -> str:
+    """A Markdown table."""
+    head, *lines = _padded(*_lines(rows, _plain))
+    rule = [("-" * (len(cell) - 1) + ":" if cell.strip() in COLUMNS.values() else "-" * len(cell))
+            for cell in head]
+    table = [f"| {' | '.join(line)} |" for line in (head, rule, *lines)]
+    return "\n".join([*table, "", *notes])
+
+
+def as_text(rows: list[Row], notes: list[str]) -> str:
+    """Columns for a terminal."""
+    return "\n".join([*("  ".join(line).rstrip() for line in _padded(*_lines(rows, _plain))), "",
+                      *notes])
+
+
+def as_latex(rows: list[Row], notes: list[str]) -> str:
+    """A tabular for the package booktabs."""
+    titles, lines = _lines(rows, _plain)
+    kinds = "".join("r" if title in COLUMNS.values() else "l" for title in titles)
+
+    def line(cells: list[str]) -> str:
+        return " & ".join(map(_latex, cells)) + r" \\"
+
+    return "\n".join([rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", line(titles), r"\midrule",
+                      *map(line, lines), r"\bottomrule", r"\end{tabular}",
+                      *(f"% {note}" for note in notes)])
+
+
+def _latex(text: str) -> str:
+    for plain, escaped in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"),
+                           ("#", r"\#"), (" ± ", r" $\pm$ "), ("–", "--"), ("(-", "($-$")):
+        text = text.replace(plain, escaped)
+    return text
+
+
+def as_json(rows: list[Row], notes: list[str]) -> str:
+    """Every number with its standard error, deviation and difference."""
+    return json.dumps({"rows": artifact(rows), "notes": notes}, ensure_ascii=False, indent=1)
+
+
+FORMATS = {"markdown": as_markdown, "text": as_text, "latex": as_latex, "json": as_json}
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
                                              "bottom.json")),
         *(f"eval/adg-top/{name}.json" for name in (
             "bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval", "scores")),
-        "train/adg-top/metrics.jsonl", "provenance/sha256.json",
+        "train/adg-top/metrics.jsonl", "train/adg-top/loss.png", "provenance/sha256.json",
         *(f"provenance/{name}.json" for name in (
             "prepare", "sample", "embed", "cluster", "select-adg", "finetune-adg-top",
             "evaluate-adg-top", "tables")),
@@ -55,7 +55,7 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
     log = [json.loads(line) for line in (run / "log.jsonl").open()]
     assert [line["stage"] for line in log] == [
         "prepare", "sample", "embed", "cluster", "select", "finetune", "evaluate", "tables"]
-    for shown in ("anisotropy", "decides", "Subsets by bin", "paper: LLaMA3-8B, ADG", "tables.md"):
+    for shown in ("anisotropy", "decides", "Subsets by bin", "50.85", "tables.md"):
         assert shown in result.stdout
     before = tree(run)
     again = pipeline(path)

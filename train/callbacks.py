@@ -1,6 +1,7 @@
 """What the Trainer tells in a run: progress for people, metrics for machines, whole checkpoints."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,37 @@ from transformers import TrainerCallback
 from adg import artifacts, distributed
 
 
+class Speed:
+    """Tokens and floating-point operations per second, over all ranks.
+
+    The operations that a step needs, not those that checkpointing repeats: 6 N + 12 L H T a token
+    (Chowdhery et al. 2022, appendix B), N weights, L layers, H hidden, T tokens of a record.
+    """
+
+    def __init__(self, num_weights: int, described: Any, mean_length: float) -> None:
+        self.flops_per_token = 6 * num_weights + (
+            12 * described.num_hidden_layers * described.hidden_size * mean_length)
+        self._time, self._tokens = time.perf_counter(), 0
+
+    def start(self, tokens: int) -> None:
+        """Begin with so many tokens seen."""
+        self._time, self._tokens = time.perf_counter(), tokens
+
+    def step(self, tokens: int) -> dict[str, float]:
+        """{"tokens_per_second", "flops_per_second"} since the last call."""
+        now = time.perf_counter()
+        rate = (tokens - self._tokens) / (now - self._time)
+        self._time, self._tokens = now, tokens
+        return {"tokens_per_second": rate, "flops_per_second": rate * self.flops_per_token}
+
+
 class Progress(TrainerCallback):
     """A progress bar in records on rank 0, and a line per step in metrics.jsonl."""
 
-    def __init__(self, metrics: Path, batch_size: int, total: int) -> None:
+    def __init__(self, metrics: Path, batch_size: int, total: int, speed: Speed) -> None:
         self._metrics, self._batch_size, self._total = metrics, batch_size, total
         self._bar: Any = None
+        self._speed, self._rates = speed, {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the bar where a resumed run left off, and drop metrics of steps that are redone."""
@@ -28,15 +54,22 @@ class Progress(TrainerCallback):
             artifacts.write_jsonl(self._metrics, [row for row in known
                                                   if row["step"] <= state.global_step])
 
+        self._speed.start(int(state.num_input_tokens_seen))
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._bar.update(min(self._batch_size, self._total - self._bar.n))
+        self._rates = self._speed.step(int(state.num_input_tokens_seen))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None,
                **_: Any) -> None:
         if distributed.rank() == 0 and logs and "loss" in logs:
-            self._bar.set_postfix(loss=f"{logs['loss']:.3f}")
+            self._bar.set_postfix_str(
+                f"loss {logs['loss']:.3f}, lr {logs['learning_rate']:.1e}, "
+                f"{self._rates['tokens_per_second']:,.0f} tokens/s, "
+                f"{self._rates['flops_per_second'] / 1e12:.2f} TFLOP/s")
             row = {"step": state.global_step, "epoch": state.epoch, "loss": logs["loss"],
-                   "learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
+                   "learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"),
+                   "tokens": int(state.num_input_tokens_seen), **self._rates}
             with self._metrics.open("a", encoding="utf-8") as file:
                 file.write(artifacts.to_line(row) + "\n")
 

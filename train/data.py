@@ -11,17 +11,19 @@ IGNORED = -100  # the label that the loss leaves out
 
 
 def encode(record: dict, prompter: Prompter, tokenizer: Any,
-           max_length: int) -> dict[str, list[int]] | None:
-    """{"input_ids", "labels"} of prompt, response and end-of-text, cut at the end to max_length.
+           max_length: int) -> tuple[dict[str, list[int]] | None, bool]:
+    """({"input_ids", "labels"} of prompt, response and end-of-text; whether max_length cut it).
 
-    Prompt and response are tokenised apart, as in sampling. None where the cut leaves no response.
+    Prompt and response are tokenised apart, as in sampling, and cut at the end. The first is None
+    where the cut leaves no response.
     """
     prompt = prompter.ids(record)
     response = tokenizer(record["output"], add_special_tokens=False)["input_ids"]
-    ids = (prompt + response + [tokenizer.eos_token_id])[:max_length]
+    whole = prompt + response + [tokenizer.eos_token_id]
+    ids, was_cut = whole[:max_length], len(whole) > max_length
     if len(ids) <= len(prompt):
-        return None
-    return {"input_ids": ids, "labels": [IGNORED] * len(prompt) + ids[len(prompt):]}
+        return None, was_cut
+    return {"input_ids": ids, "labels": [IGNORED] * len(prompt) + ids[len(prompt):]}, was_cut
 
 
 def collate(examples: list[dict[str, list[int]]]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Stage finetune: full fine-tuning of the backbone on a subset, with the Hugging Face Trainer and
 DeepSpeed.
 
-Reads   subsets/NAME/<subset>.json    Alpaca records
+Reads   subsets/NAME/<subset>.json    Alpaca records, or those of the file in train.subset
 Writes  models/NAME/                  a Hugging Face model folder
         train/NAME/checkpoint-*/      every save_steps steps; a killed run goes on from the last
                                       whole one
-        train/NAME/metrics.jsonl      loss and learning rate of each step
+        train/NAME/metrics.jsonl      of each step: loss, learning rate, tokens, tokens/s, FLOP/s
+        train/NAME/loss.png           the loss over the steps
 
     python -m train.finetune configs/demo.yaml
     torchrun --nproc_per_node=2 -m train.finetune configs/demo.yaml
@@ -26,7 +27,9 @@ from adg.errors import InputError
 from adg.prompts import Prompter
 from adg.records import normalise, problem_of, read_source
 from adg.stages import model_of
+from train.curve import plot_loss
 from train.data import collate, encode
+from train.memory import estimate
 
 _OPTIMIZER_BYTES = 12  # a weight and AdamW's two moments in float32, in a checkpoint
 _WHOLE = "complete.json"  # written into a checkpoint when all of its files are on disk
@@ -59,12 +62,30 @@ def main() -> None:
     trainer = build_trainer(folder, tokenizer, examples, work, accumulation, config)
     say(f"[finetune] {len(examples)} records, {config.train.epochs} epochs"
         + (f", going on from {checkpoint}" if checkpoint else ""))
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    result = train(trainer, checkpoint)
     save_model(trainer, model)
     if distributed.rank() == 0:
+        plot_loss(work / "metrics.jsonl", work / "loss.png")
         run.finish(records=len(examples) * config.train.epochs, **counts,
                    steps=result.global_step, train_loss=result.training_loss)
     end_process_group()
+
+
+def train(trainer: Any, checkpoint: Path | None) -> Any:
+    """The Trainer's result; InputError that says what to change where memory runs out."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    try:
+        return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            raise
+        raise InputError(
+            f"fine-tuning ran out of memory ({str(error).splitlines()[0]}): lower "
+            f"train.per_device_batch_size (train.batch_size stays), set "
+            f"train.gradient_checkpointing=true, give train.deepspeed=configs/deepspeed/zero3.json "
+            f"or zero3_offload.json, take more ranks, or lower train.max_length; --dry-run shows "
+            f"what takes how much") from None
 
 
 def plan(run: provenance.StageRun, examples: list[dict], folder: Path) -> None:
@@ -75,27 +96,40 @@ def plan(run: provenance.StageRun, examples: list[dict], folder: Path) -> None:
     weights = models.num_weights(folder, trust_remote_code=run.config.model.trust_remote_code)
     per_weight = 4 if run.config.model.dtype == "float32" else 2
     checkpoint = weights * (per_weight + _OPTIMIZER_BYTES)
+    longest = max(len(example["input_ids"]) for example in examples)
+    needed = estimate(
+        weights, models.describe(folder, trust_remote_code=run.config.model.trust_remote_code),
+        json.loads(Path(settings.deepspeed).read_text())["zero_optimization"],
+        bytes_per_weight=per_weight, ranks=distributed.world_size(),
+        tokens=settings.per_device_batch_size * longest,
+        checkpointing=settings.gradient_checkpointing)
+    parts = ", ".join(f"{name} {planning.size(value)}"
+                      for name, value in needed._asdict().items() if name != "host")
     planning.show(run, {
         "records": f"{len(examples):,}, {settings.epochs} epochs, {steps:,} steps, "
                    f"{tokens:,} tokens",
         "model": f"{weights:,} weights",
+        "memory": f"about {planning.size(needed.total())} on each of {distributed.world_size()} "
+                  f"rank(s): {parts}" + (f"; {planning.size(needed.host)} of the machine's"
+                                         if needed.host else ""),
     }, records=settings.epochs * len(examples),
         disk=weights * per_weight + (settings.keep_checkpoints + 1) * checkpoint)
 
 
 def subset_path(config: Config) -> Path:
     """The file of the records to train on."""
-    subset = f"{config.train.subset}.json"
-    return Path(config.output_dir) / "subsets" / config.selection.name / subset
+    subsets = Path(config.output_dir) / "subsets" / config.selection.name
+    return config.train.subset_file() or subsets / f"{config.train.subset}.json"
 
 
 def read_subset(path: Path) -> list[dict]:
-    """The records of a subset; InputError where it is no array of Alpaca records."""
+    """The records of a subset; InputError where one is no Alpaca record."""
     records = []
     for record, where in read_source(path):
         problem = problem_of(record)
         if problem is not None:
-            raise InputError(f"{path}: element {where['element']}: {problem}")
+            _, (kind, number) = where.items()
+            raise InputError(f"{path}: {kind} {number}: {problem}")
         records.append(normalise(record, len(records)))
     return records
 
@@ -136,26 +170,27 @@ def encode_all(records: list[dict], tokenizer: Any, config: Config) -> tuple[lis
     limit = config.train.max_length
     prompter = Prompter(config.train.prompt, tokenizer, config.generation)
     encoded = [encode(record, prompter, tokenizer, limit) for record in records]
-    examples = [example for example in encoded if example is not None]
-    cut = sum(len(example["input_ids"]) == limit for example in examples)
+    examples = [example for example, _ in encoded if example is not None]
+    cut = sum(was_cut for example, was_cut in encoded if example is not None)
     left_out = len(records) - len(examples)
     if cut or left_out:
-        say(f"[finetune] train.max_length: {cut} records reach {limit} tokens and may be cut, "
-            f"{left_out} have no room for a response and are left out")
+        say(f"[finetune] train.max_length: {cut} responses lose their end at {limit} tokens, "
+            f"{left_out} records have no room for a response and are left out")
     if not examples:
         raise InputError(f"{subset_path(config)}: no record has a response within train.max_length "
                          f"({limit} tokens)")
-    return examples, {"at_max_length": cut, "left_out": left_out}
+    return examples, {"cut_responses": cut, "left_out": left_out}
 
 
 def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path, accumulation: int,
                   config: Config) -> Any:
     """The Hugging Face Trainer with the paper's optimiser, schedule and DeepSpeed."""
+    import deepspeed
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from train.callbacks import Checkpoints, Progress
+    from train.callbacks import Checkpoints, Progress, Speed
 
     settings = config.train
     arguments = TrainingArguments(
@@ -169,14 +204,21 @@ def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path
         logging_steps=1, save_strategy="steps", save_steps=settings.save_steps,
         save_total_limit=settings.keep_checkpoints, report_to="none", remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
+        include_num_input_tokens_seen="non_padding",
     )
+    deepspeed.init_distributed(verbose=False)  # before ZeRO-3 cuts the model by ranks as it loads
     dtype = torch.float32 if config.model.dtype == "float16" else getattr(torch, config.model.dtype)
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, trust_remote_code=config.model.trust_remote_code, use_cache=False)
+    mean_length = sum(len(example["input_ids"]) for example in examples) / len(examples)
+    remote = config.model.trust_remote_code
+    described = models.describe(folder, trust_remote_code=remote)
+    num_weights = models.num_weights(folder, trust_remote_code=remote)
     trainer = Trainer(model=model, args=arguments, train_dataset=examples, data_collator=collate,
                       processing_class=tokenizer,
                       callbacks=[Progress(work / "metrics.jsonl", settings.batch_size,
-                                          len(examples) * settings.epochs),
+                                          len(examples) * settings.epochs,
+                                          Speed(num_weights, described, mean_length)),
                                  Checkpoints(_WHOLE)])
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)

@@ -86,13 +86,45 @@ def test_shipped_configurations_load(path: Path):
     assert flatten(load_config(path, []))["output_dir"] == f"runs/{path.stem}"
 
 
-@pytest.mark.parametrize("name", ["llama3_alpaca_gpt4", "llama3_alpaca_gpt4_released"])
+@pytest.mark.parametrize("name", ["paper", "released"])
 def test_a_recipe_spells_out_every_value(name: str):
-    given = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())
+    given = yaml.safe_load((ROOT / f"configs/base/{name}.yaml").read_text())
     spelt = {f"{section}.{key}" for section, values in given.items() if isinstance(values, dict)
              for key in values} | given.keys()
+    own = {"output_dir", "model.name_or_path", "pool.path"}  # of each experiment
     names = {"selection.name", "train.name", "train.model_name_or_path", "eval.name"}
-    assert {key for key, *_ in describe_keys()} - spelt == names  # each has a default by name
+    assert {key for key, *_ in describe_keys()} - spelt == own | names  # those by what they name
+
+
+def test_every_cell_of_the_main_table_has_its_file():
+    paper = flatten(load_config(ROOT / "configs/llama3_alpaca_gpt4.yaml", []))
+    for backbone in ("llama3", "qwen25"):
+        for pool in ("alpaca_gpt4", "wizardlm", "cot"):
+            cell = flatten(load_config(ROOT / f"configs/{backbone}_{pool}.yaml", []))
+            assert {key for key in cell if cell[key] != paper[key]} <= {
+                "output_dir", "model.name_or_path", "pool.path"}
+
+
+def test_a_file_builds_on_its_base(tmp_path: Path, capsys):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/a.yaml").write_text("model: {name_or_path: a/b}\npool: {path: p.jsonl}\n"
+                                          "generation: {num_answers: 7, top_p: 0.5}\n")
+    path = tmp_path / "x.yaml"
+    path.write_text("base: base/a.yaml\noutput_dir: out\ngeneration: {top_p: 0.6}\n")
+    config = load_config(path, ["generation.temperature=2"])
+    assert (config.generation.num_answers, config.generation.top_p,
+            config.generation.temperature) == (7, 0.6, 2.0)
+    with pytest.raises(SystemExit):
+        parse_command("A stage.", [str(path), "seed=7", "--print-config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["generation"]["num_answers"] == 7 and printed["seed"] == 7
+    assert "base" not in printed
+    (tmp_path / "base/a.yaml").write_text("base: ../x.yaml\n")
+    with pytest.raises(InputError, match="x.yaml builds on this file itself"):
+        load_config(path, [])
+    path.write_text("base: none.yaml\n")
+    with pytest.raises(InputError, match="x.yaml: base: .*none.yaml is not there"):
+        load_config(path, [])
 
 
 def test_the_released_recipe_differs_in_its_quirks_only():

@@ -3,9 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from adg import artifacts
+from adg.config import BENCHMARKS as MAIN
 from adg.errors import InputError
 from eval import tables
-from eval.benchmarks import BENCHMARKS, group_scores
+from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
+from eval.results import read_published
 
 
 def test_groups_and_average_are_the_papers():
@@ -15,11 +18,18 @@ def test_groups_and_average_are_the_papers():
                                     "Average": 50.0}
     del scores["mbpp"]
     assert group_scores(scores)["Code"] is None and group_scores(scores)["Average"] is None
-    assert [benchmark.shots for benchmark in BENCHMARKS.values()] == [3, 8, 4, 0, 1, 0]
+    assert [BENCHMARKS[name].shots for name in MAIN] == [3, 8, 4, 0, 1, 0]
+
+
+def test_standard_errors_of_means_follow_their_parts():
+    stderrs = {"bbh": 3.0, "gsm8k": 4.0, "mmlu": 1.0, "truthfulqa_mc2": 1.0, "mbpp": None}
+    found = group_stderrs(stderrs)
+    assert found["Reasoning"] == 2.5 and found["Knowledge"] == pytest.approx(2**0.5 / 2)
+    assert found["Code"] is None and found["Average"] is None
 
 
 def test_published_averages_are_the_means_of_their_groups():
-    published = json.loads(Path(tables.__file__).with_name("published.json").read_text())
+    published = read_published()
     for methods in published["main"].values():
         for pools in methods.values():
             for *groups, average in pools.values():
@@ -27,26 +37,108 @@ def test_published_averages_are_the_means_of_their_groups():
                 assert sum(groups) / 3 == pytest.approx(average, abs=0.04)
 
 
-def write_scores(run: Path, name: str, scores: dict, questions: dict) -> None:
-    path = run / "eval" / name / "scores.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"scores": scores, "groups": group_scores(scores),
-                                "questions": questions}))
+def evaluated(run: Path, name: str, scores: dict, questions: dict, *, seed: int = 42,
+              budget: int = 10000, model: str = "meta-llama/Meta-Llama-3-8B", method: str = "adg",
+              pool: str = "alpaca_gpt4_data.json", num_answers: int = 5, weight: float = 0.4,
+              epochs: int = 5) -> None:
+    """What the stages leave of an evaluated model, as far as tables read it."""
+    artifacts.write_json(run / "eval" / name / "scores.json", {
+        "scores": scores, "groups": group_scores(scores), "questions": questions,
+        "stderr": dict.fromkeys(scores, 1.0), "group_stderr": {}})
+    selection, subset = name.rsplit("-", 1)
+    records = {
+        "prepare": {"inputs": {"pool.path": {"name": pool}}},
+        "sample": {"parameters": {"generation.num_answers": num_answers, "seed": seed},
+                   "inputs": {"model": {"name": model}}},
+        f"select-{selection}": {"parameters": {
+            "selection.method": method, "selection.budget": budget, "seed": seed,
+            "selection.anisotropy_weight": weight}},
+        f"finetune-{name}": {"parameters": {"seed": seed, "train.epochs": epochs}, "inputs": {
+            f"subsets/{selection}/{subset}.json": {}, "train.model": {"name": model}}},
+    }
+    for label, record in records.items():
+        artifacts.write_json(run / "provenance" / f"{label}.json", record)
 
 
-def test_a_part_of_a_benchmark_is_marked_and_a_missing_one_visible(tmp_path: Path, stage, capsys):
-    run = tmp_path / "mine"
-    write_scores(run, "adg-top", {"bbh": 12.0, "gsm8k": 5.0}, {"bbh": 9, "gsm8k": 1319})
-    stage(tables, run)
-    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
-            for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
-    assert rows["mine: adg-top"] == ["12.00*", "5.00", "–", "–", "–", "–", "8.50*", "–", "–", "–"]
-    assert rows["paper: LLaMA3-8B, ADG"][6:] == ["50.11", "60.31", "42.14", "50.85"]
+def whole(value: float) -> tuple[dict, dict]:
+    """(the same score on every benchmark of the main table, all of their questions)."""
+    return (dict.fromkeys(MAIN, value), {name: BENCHMARKS[name].questions for name in MAIN})
+
+
+def cells(printed: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()
+            if line.startswith("|")]
+
+
+def test_a_row_says_what_it_is_and_lies_beside_its_published_cell(tmp_path: Path, stage, capsys):
+    evaluated(tmp_path / "mine", "adg-top", *whole(51.0))
+    evaluated(tmp_path / "mine", "adg-bottom", {"bbh": 12.0, "gsm8k": 5.0},
+              {"bbh": 9, "gsm8k": 1319})
+    stage(tables, tmp_path / "mine")
+    table = cells(capsys.readouterr().out)
+    assert table[0] == ["", "method", "backbone", "pool", "budget", "BBH", "GSM8K", "MMLU",
+                        "TruthfulQA", "MBPP", "HumanEval", "Reasoning", "Knowledge", "Code",
+                        "Average"]
+    bottom, top, *paper = table[2:]
+    assert bottom == ["mine: adg-bottom", "ADG, bottom", "LLaMA3-8B", "Alpaca-GPT4", "10,000",
+                      "12.00*", "5.00", "–", "–", "–", "–", "8.50*", "–", "–", "–"]
+    assert top[:5] == ["mine: adg-top", "ADG", "LLaMA3-8B", "Alpaca-GPT4", "10,000"]
+    assert top[5:] == ["51.00"] * 6 + ["51.00 (+0.89)", "51.00 (-9.31)", "51.00 (+8.86)",
+                                       "51.00 (+0.15)"]
+    assert len(paper) == 8 and {line[2] for line in paper} == {"LLaMA3-8B"}
+    assert paper[-1][5:] == ["–"] * 6 + ["50.11", "60.31", "42.14", "50.85"]
+
+
+def test_seeds_of_one_cell_become_a_mean_and_other_settings_do_not(tmp_path: Path):
+    for seed, value in ((1, 50.0), (2, 52.0), (3, 54.0)):
+        evaluated(tmp_path / f"s{seed}", "adg-top", *whole(value), seed=seed)
+    evaluated(tmp_path / "again", "adg-top", *whole(60.0), seed=3)
+    evaluated(tmp_path / "longer", "adg-top", *whole(70.0), seed=4, epochs=6)
+    evaluated(tmp_path / "few", "adg-top", *whole(30.0), num_answers=3, weight=0.0)
+    evaluated(tmp_path / "other", "random-top", *whole(40.0), method="random",
+              pool="mine.jsonl", model="x/y")
+    rows, _ = tables.collect([tmp_path / name for name in
+                              ("s1", "s2", "s3", "again", "longer", "few", "other")])
+    ours = [row for row in rows if row.source == "ours"]
+    assert [len(row.names) for row in ours] == [3, 1, 1, 1, 1]
+    first = ours[0].cells["Average"]
+    assert (first.value, first.deviation) == (52.0, 2.0)
+    assert first.delta == pytest.approx(52.0 - 50.85) and first.stderr is None
+    assert ours[3].identity.variant == "K = 3, lambda = 0"
+    assert ours[4].identity == ("Random", "y", "mine.jsonl", "10,000", "")
+    assert ours[4].cells["Average"].delta is None and ours[4].cells["bbh"].stderr == 1.0
+
+
+def test_four_formats_hold_the_same_numbers(tmp_path: Path, stage, capsys):
+    evaluated(tmp_path / "a_b", "adg-top", *whole(51.0))
+    printed = {}
+    for kind in tables.FORMATS:
+        stage(tables, tmp_path / "a_b", "--format", kind)
+        printed[kind] = capsys.readouterr().out
+    for text in printed.values():
+        assert "ADG" in text and "50.85" in text and "51.0" in text
+    assert r"a\_b: adg-top & ADG & LLaMA3-8B" in printed["latex"]
+    assert "51.00 ($-$9.31)" in printed["latex"] and r"\bottomrule" in printed["latex"]
+    row = json.loads(printed["json"])["rows"][0]
+    assert row["numbers"]["Average"]["delta"] == pytest.approx(0.15)
+    assert row["numbers"]["bbh"]["stderr"] == 1.0
+    widths = {len(line) for line in printed["markdown"].splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_the_chinese_pool_has_its_own_columns(tmp_path: Path):
+    evaluated(tmp_path / "zh", "adg-top", {"cmmlu": 46.0, "ceval": 45.0},
+              {"cmmlu": 11582, "ceval": 1346}, pool="alpaca_gpt4_data_zh.json")
+    rows, notes = tables.collect([tmp_path / "zh"])
+    text = tables.as_text(rows, notes)
+    assert "CMMLU" in text and "C-Eval" in text and "44.02" in text
 
 
 def test_several_runs_share_a_table_and_an_empty_one_is_named(tmp_path: Path, stage, capsys):
     for name in ("a", "b"):
-        write_scores(tmp_path / name, "base", {"bbh": 1.0}, {"bbh": 6511})
+        artifacts.write_json(tmp_path / name / "eval/base/scores.json", {
+            "scores": {"bbh": 1.0}, "groups": group_scores({"bbh": 1.0}),
+            "questions": {"bbh": 6511}})
     stage(tables, tmp_path / "a", tmp_path / "b")
     printed = capsys.readouterr().out
     assert "a: base" in printed and "b: base" in printed and "*" not in printed

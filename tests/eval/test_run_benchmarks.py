@@ -7,9 +7,18 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 
+from adg import artifacts
+from adg.config import load_config
 from adg.errors import InputError
-from eval import harness, run_benchmarks
+from eval import fetch_benchmarks, harness, run_benchmarks
 from eval.benchmarks import BENCHMARKS
+from eval.shared_model import load_model
+
+
+@pytest.fixture(scope="module")
+def manager():
+    """lm-eval's task manager over the demo's benchmarks: seconds to build."""
+    return harness.task_manager(ROOT / "configs/demo/benchmarks")
 
 
 def test_programs_run_apart_and_within_limits():
@@ -37,7 +46,8 @@ def test_consent_is_asked_before_anything_is_loaded(config_file, stage):
         stage(run_benchmarks, config_file(), "eval.allow_code_execution=false")
 
 
-def test_two_ranks_give_the_numbers_of_lm_eval_alone(config_file, tiny_model, tmp_path: Path):
+def test_two_ranks_give_the_numbers_of_lm_eval_alone(config_file, manager, tiny_model,
+                                                     tmp_path: Path):
     run = tmp_path / "run"
     result = command("eval.run_benchmarks", config_file(), "eval.name=base", "eval.limit=2",
                      ranks=2)
@@ -47,7 +57,6 @@ def test_two_ranks_give_the_numbers_of_lm_eval_alone(config_file, tiny_model, tm
                                    "humaneval": 2}
     from lm_eval import simple_evaluate
 
-    manager = harness.task_manager(ROOT / "configs/demo/benchmarks")
     for name in ("gsm8k", "truthfulqa_mc2"):
         own = json.loads((run / f"eval/base/{name}.json").read_text())
         plain = simple_evaluate(
@@ -59,6 +68,7 @@ def test_two_ranks_give_the_numbers_of_lm_eval_alone(config_file, tiny_model, tm
             assert ours["prompt_hash"] == theirs["prompt_hash"]  # GSM8K's random shots too
         expected = 100 * plain["results"][name][BENCHMARKS[name].metric]
         assert own["score"] == pytest.approx(expected, abs=1e-3)
+    assert not (run / "eval/base/cache").exists() or not list((run / "eval/base/cache").iterdir())
 
     (run / "eval/base/gsm8k.json").unlink()  # as if killed in the middle
     kept = (run / "eval/base/mmlu.json").stat().st_mtime_ns
@@ -69,6 +79,66 @@ def test_two_ranks_give_the_numbers_of_lm_eval_alone(config_file, tiny_model, tm
     assert (run / "eval/base/mmlu.json").stat().st_mtime_ns == kept
     line = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     assert line["benchmarks"] == ["gsm8k"]
+
+
+@pytest.mark.parametrize(("name", "inner"), [("gsm8k", "_model_generate"),
+                                             ("truthfulqa_mc2", "_model_call")])
+def test_a_benchmark_that_was_cut_short_asks_for_the_rest_only(
+        config_file, manager, tiny_model, tmp_path, monkeypatch, name, inner):
+    config = load_config(config_file(), ["eval.batch_size=1"])
+    model, calls, limit = load_model(tiny_model, config), [], [10**9]
+    plain = getattr(model, inner)
+
+    def counted(*own, **options):
+        calls.append(1)
+        if len(calls) > limit[0]:
+            raise RuntimeError("the machine died")
+        return plain(*own, **options)
+
+    monkeypatch.setattr(model, inner, counted)
+
+    def run() -> dict:
+        calls.clear()
+        return harness.evaluate(model, [name], manager, shots=BENCHMARKS[name].shots, limit=3,
+                                max_new_tokens=8)
+
+    whole, asked = harness.plain(run()), len(calls)
+    model.cache, limit[0] = tmp_path / "cache", 2
+    with pytest.raises(RuntimeError, match="the machine died"):
+        run()
+    limit[0] = 10**9
+    resumed = harness.plain(run())
+    assert len(calls) == asked - 2 > 0
+    assert resumed["results"] == whole["results"]
+    assert [own["resps"] for own in resumed["samples"][name]] == [
+        own["resps"] for own in whole["samples"][name]]
+    run()
+    assert not calls
+
+
+def test_a_fetched_folder_gives_the_tasks_their_data(tmp_path, monkeypatch, stage):
+    """The hub is stood in for by the demo's files: what is fetched reads back as it was."""
+    import datasets
+
+    source, asked = ROOT / "configs/demo/benchmarks", []
+
+    def load(path: str, name: str | None, split: str):
+        asked.append((path, name, split))
+        return artifacts.JsonlRows(source / path / (name or path.split("/")[-1]) / f"{split}.jsonl")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    names = ["gsm8k", "truthfulqa_mc2", "mbpp", "humaneval"]
+    stage(fetch_benchmarks, tmp_path / "data", "--benchmarks", *names)
+    for path in sorted((tmp_path / "data").rglob("*.jsonl")):
+        own = (source / path.relative_to(tmp_path / "data")).open()
+        assert [json.loads(line) for line in path.open()] == [json.loads(line) for line in own]
+    manager = harness.task_manager(tmp_path / "data")
+    for name in names:
+        assert harness.require_data(manager, [name], tmp_path / "data", name) == [name]
+    assert ("openai/gsm8k", "main", "train") in asked
+    task = {"dataset_path": "openai/gsm8k", "dataset_name": "main", "test_split": "test"}
+    assert fetch_benchmarks.fetch(task, tmp_path / "data", "gsm8k") == 0
+    assert fetch_benchmarks.fetch(task, tmp_path / "other", "gsm8k") == 1
 
 
 def test_data_that_is_not_there_is_named(config_file, tmp_path: Path):

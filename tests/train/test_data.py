@@ -1,9 +1,11 @@
 import pytest
+from conftest import RECORDS
 
-from adg.config import GenerationConfig
+from adg.config import GenerationConfig, load_config
 from adg.models import load_tokenizer
 from adg.prompts import Prompter
 from train.data import IGNORED, collate, encode
+from train.finetune import encode_all
 
 RECORD = {"instruction": "Add.", "input": "", "output": "Three."}
 
@@ -14,7 +16,7 @@ def tokenizer(tiny_model):
 
 
 def encoded(record, template, tokenizer, limit):
-    return encode(record, Prompter(template, tokenizer, GenerationConfig()), tokenizer, limit)
+    return encode(record, Prompter(template, tokenizer, GenerationConfig()), tokenizer, limit)[0]
 
 
 def test_the_loss_is_on_the_response_and_its_end(tokenizer):
@@ -33,6 +35,39 @@ def test_a_long_response_loses_its_end_and_a_long_prompt_its_record(tokenizer):
     prompt = encoded(RECORD, "alpaca", tokenizer, 10**6)["labels"].count(IGNORED)
     assert encoded(RECORD, "alpaca", tokenizer, prompt + 1)["input_ids"] == whole[: prompt + 1]
     assert encoded(RECORD, "alpaca", tokenizer, prompt) is None
+
+
+@pytest.mark.parametrize("record_input", ["", "4 and 7"])
+def test_labels_token_by_token(tokenizer, record_input):
+    """The paper's set-up: Alpaca template, loss on the response and its end only."""
+    about = ("Below is an instruction that describes a task, paired with an input that provides "
+             "further context." if record_input else
+             "Below is an instruction that describes a task.")
+    shown = f"\n\n### Input:\n{record_input}" if record_input else ""
+    for number in range(5):
+        record = {"instruction": f"Add {number}.", "input": record_input,
+                  "output": f"It is {number}."}
+        text = (f"{about} Write a response that appropriately completes the request.\n\n"
+                f"### Instruction:\nAdd {number}.{shown}\n\n### Response:")
+        prompt = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        response = [*tokenizer(f"It is {number}.", add_special_tokens=False)["input_ids"],
+                    tokenizer.eos_token_id]
+        found = encoded(record, "alpaca", tokenizer, 10**6)
+        assert found["input_ids"] == prompt + response
+        assert found["labels"] == [IGNORED] * len(prompt) + response
+
+
+def test_what_is_cut_is_counted(config_file, tokenizer, capsys):
+    config = load_config(config_file(), [])
+    whole = [encoded(record, "alpaca", tokenizer, 10**6) for record in RECORDS]
+    lengths = [len(example["input_ids"]) for example in whole]
+    prompts = [example["labels"].count(IGNORED) for example in whole]
+    config.train.max_length = limit = sorted(prompts)[5]
+    examples, counts = encode_all(RECORDS, tokenizer, config)
+    assert counts["left_out"] == sum(prompt >= limit for prompt in prompts) == 5
+    assert counts["cut_responses"] == sum(
+        prompt < limit < length for prompt, length in zip(prompts, lengths, strict=True))
+    assert len(examples) == 5 and "5 records have no room" in capsys.readouterr().out
 
 
 def test_padding_is_neither_read_nor_learnt():

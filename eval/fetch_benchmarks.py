@@ -1,0 +1,61 @@
+"""Fill a folder with the benchmarks, for machines without a network: eval.data_dir is to name it.
+
+Each split that lm-eval's tasks read becomes DIR/<dataset>/<configuration>/<split>.jsonl, the hub's
+layout. What is there is not fetched again.
+
+    python -m eval.fetch_benchmarks data/benchmarks
+    python -m eval.fetch_benchmarks data/benchmarks --benchmarks cmmlu ceval
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from adg import artifacts
+from adg.distributed import run_script
+from adg.errors import InputError
+from eval import harness
+from eval.benchmarks import BENCHMARKS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--benchmarks", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS),
+                        metavar="NAME", help="some of " + ", ".join(BENCHMARKS))
+    arguments = parser.parse_args()
+    harness.quiet(offline=False)
+    manager = harness.task_manager(None)
+    for name in arguments.benchmarks:
+        written = 0
+        for task in harness.leaf_tasks(manager, BENCHMARKS[name].task):
+            written += fetch(manager.task_index[task].cfg, arguments.folder, name)
+        print(f"{name}: {written} file(s) written to {arguments.folder}/")
+
+
+def fetch(task: dict, folder: Path, benchmark: str) -> int:
+    """Write the splits that a task reads; how many files that were."""
+    configuration = task.get("dataset_name")
+    target = harness.data_folder(task, folder)
+    missing = [split for split in harness.splits_of(task)
+               if not (target / f"{split}.jsonl").is_file()]
+    for split in missing:
+        artifacts.write_jsonl(target / f"{split}.jsonl",
+                              _load(task["dataset_path"], configuration, split, benchmark))
+    return len(missing)
+
+
+def _load(path: str, configuration: str | None, split: str, benchmark: str) -> Any:
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        return datasets.load_dataset(path, configuration, split=split)
+    except (DatasetNotFoundError, ConnectionError, ValueError) as error:
+        raise InputError(f"{benchmark}: the hub did not give {path} {configuration or ''} {split}: "
+                         f"{str(error).splitlines()[0]}") from None
+
+
+if __name__ == "__main__":
+    run_script(main)

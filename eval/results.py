@@ -1,0 +1,255 @@
+"""What was evaluated and how it came about: rows of a table, from run folders and from the paper.
+
+A row's identity is its cell of the paper's design: method, backbone, pool, budget and what else
+differs from the paper's setting. Runs of one cell with several seeds become one row.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adg.errors import InputError
+from eval.benchmarks import BENCHMARKS, GROUPS
+
+PUBLISHED = Path(__file__).with_name("published.json")
+COLUMNS = {name: benchmark.title for name, benchmark in BENCHMARKS.items()} | {
+    group: group for group in (*GROUPS, "Average")}  # {key: title}
+_METHODS = {"adg": "ADG", "random": "Random", "longest": "Longest", "all": "All Data"}
+_BUDGET = 10_000
+
+
+class Identity(NamedTuple):
+    """One cell of the design; empty where it is not known."""
+
+    method: str
+    backbone: str = ""
+    pool: str = ""
+    budget: str = ""
+    variant: str = ""  # what else differs from the paper's setting
+
+
+class Cell(NamedTuple):
+    """One number in percent: mean over the runs, their standard deviation, and what marks it."""
+
+    value: float
+    deviation: float | None = None  # over seeds, where there are several
+    stderr: float | None = None  # of a single run, over the questions
+    partial: bool = False  # fewer questions were asked than the benchmark has
+    delta: float | None = None  # to the published number of the same cell
+
+
+class Row(NamedTuple):
+    """A line of a table."""
+
+    identity: Identity
+    cells: dict[str, Cell]
+    source: str  # "ours" or "paper"
+    names: tuple[str, ...] = ()  # RUN: NAME of each run behind it
+    settings: str = ""  # every parameter but the seed, as JSON
+    seed: int | None = None
+
+
+# Ours
+
+
+def rows_of(run: Path, published: dict) -> list[tuple[Row, dict[str, int]]]:
+    """(row, questions asked by benchmark) of each evaluated model; InputError where there is none.
+    """
+    paths = sorted(run.glob("eval/*/scores.json"))
+    if not paths:
+        raise InputError(f"{run}/eval/ holds no scores.json: run evaluate first")
+    found = []
+    for path in paths:
+        result, name = _read_scores(path), path.parent.name
+        row = Row(identify(run, name, published), _cells(result), "ours", (f"{run.name}: {name}",),
+                  *_settings(run, name))
+        found.append((row, result["questions"]))
+    return found
+
+
+def _read_scores(path: Path) -> dict[str, dict]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); remove it and run evaluate again"
+                         ) from None
+    if not isinstance(result, dict) or not {"scores", "groups", "questions"} <= result.keys():
+        raise InputError(f"{path}: not what evaluate writes; remove it and run evaluate again")
+    return result
+
+
+def _cells(result: dict) -> dict[str, Cell]:
+    partial = {name for name, asked in result["questions"].items()
+               if asked < BENCHMARKS[name].questions}
+    groups = {group: {name for name, own in BENCHMARKS.items() if own.group == group}
+              for group in GROUPS}
+    groups["Average"] = set().union(*groups.values())
+    values = result["scores"] | {name: value for name, value in result["groups"].items()
+                                 if value is not None}
+    errors = result.get("stderr", {}) | result.get("group_stderr", {})
+    return {name: Cell(value, stderr=errors.get(name),
+                       partial=bool(partial & groups.get(name, {name})))
+            for name, value in values.items()}
+
+
+def identify(run: Path, name: str, published: dict) -> Identity:
+    """The cell of an evaluated model, from the records that the stages left in provenance/."""
+    tuned = _record(run, f"finetune-{name}")
+    if not tuned:
+        base = _record(run, f"evaluate-{name}").get("inputs", {}).get("model", {})
+        return Identity("Base, not fine-tuned" if name == "base" else name,
+                        _known(base.get("name", ""), published["backbones"]))
+    backbone = _known(tuned["inputs"]["train.model"]["name"], published["backbones"])
+    subset = tuned["inputs"].get("train.subset")
+    if subset:
+        return Identity(subset["name"], backbone)
+    path = next(source for source in tuned["inputs"] if source.startswith("subsets/"))
+    selection, subset = path.split("/")[1], Path(path).stem
+    selected = _record(run, f"select-{selection}").get("parameters", {})
+    method = _METHODS.get(selected.get("selection.method"), selection)
+    pool = _record(run, "prepare").get("inputs", {}).get("pool.path", {}).get("name", "")
+    return Identity(
+        method if subset == "top" else f"{method}, {subset}", backbone,
+        _known(pool, published["pools"]),
+        f"{selected['selection.budget']:,}" if selected and method != "All Data" else "",
+        ", ".join(_variant(run, method, backbone, selected, published)))
+
+
+def _variant(run: Path, method: str, backbone: str, selected: dict,
+             published: dict) -> Iterable[str]:
+    if method != "ADG":
+        return
+    drawn, embedded = (_record(run, stage) for stage in ("sample", "embed"))
+    chooser = _known(drawn.get("inputs", {}).get("model", {}).get("name", ""),
+                     published["backbones"])
+    if chooser and chooser != backbone:
+        yield f"selected by {chooser}"
+    number = drawn.get("parameters", {}).get("generation.num_answers", 5)
+    if number != 5:
+        yield f"K = {number}"
+    settings = embedded.get("parameters", {})
+    window = selected.get("selection.window")
+    layers = settings.get("embedding.windows", {}).get(window, settings.get("embedding.layers"))
+    if layers not in (None, [-4, -3, -2, -1]):
+        whole = sorted(layers) == list(range(min(layers), max(layers) + 1))
+        shown = f"{min(layers)}-{max(layers)}" if whole and min(layers) >= 0 else layers
+        yield f"layers {shown}"
+    weight = selected.get("selection.anisotropy_weight", 0.4)
+    if weight != 0.4:
+        yield f"lambda = {weight:g}"
+    recipes = {selected.get("selection.recipe", "paper"), settings.get("embedding.recipe", "paper")}
+    if "released" in recipes:
+        yield "recipe released"
+
+
+def _settings(run: Path, name: str) -> tuple[str, int | None]:
+    """(every parameter that led to an evaluated model but the seed, the seed)."""
+    tuned = _record(run, f"finetune-{name}")
+    selections = [f"select-{source.split('/')[1]}" for source in tuned.get("inputs", {})
+                  if source.startswith("subsets/")]
+    labels = ("sample", "embed", "cluster", *selections, f"finetune-{name}", f"evaluate-{name}")
+    found = {label: _record(run, label).get("parameters", {}) for label in labels}
+    seeds = [own["seed"] for own in found.values() if "seed" in own]
+    return json.dumps([{key: value for key, value in own.items() if key != "seed"}
+                       for own in found.values()]), seeds[-1] if seeds else None
+
+
+def _record(run: Path, label: str) -> dict:
+    path = run / "provenance" / f"{label}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _known(name: str, aliases: dict[str, list[str]]) -> str:
+    """The paper's name of a model or pool, else its own without folders."""
+    last = Path(name).name
+    return next((known for known, others in aliases.items() if last in others), last)
+
+
+def by_cell(rows: Iterable[Row]) -> list[Row]:
+    """One row for runs that differ by their seed alone: means and standard deviations."""
+    grouped: dict[tuple, list[Row]] = {}
+    for row in rows:
+        key = (row.identity, row.settings)
+        if row.seed is None or row.seed in [other.seed for other in grouped.get(key, ())]:
+            key = (*key, row.names)  # not known to be another seed: a row of its own
+        grouped.setdefault(key, []).append(row)
+    return [own[0] if len(own) == 1 else _averaged(key[0], own) for key, own in grouped.items()]
+
+
+def _averaged(identity: Identity, rows: list[Row]) -> Row:
+    cells = {}
+    for name in COLUMNS:
+        own = [row.cells[name] for row in rows if name in row.cells]
+        if len(own) == len(rows):
+            values = [cell.value for cell in own]
+            cells[name] = Cell(statistics.fmean(values), statistics.stdev(values),
+                               partial=any(cell.partial for cell in own))
+    return Row(identity, cells, "ours", tuple(name for row in rows for name in row.names))
+
+
+# The paper's
+
+
+def read_published() -> dict:
+    """The paper's numbers, and by what names models and pools go."""
+    return json.loads(PUBLISHED.read_text(encoding="utf-8"))
+
+
+def published_rows(published: dict) -> list[Row]:
+    """Every published row of the main table, the ablations and the Chinese pool."""
+    rows, names = [], published["columns"]
+    for backbone, methods in published["main"].items():
+        for method, pools in methods.items():
+            budget = "" if method == "All Data" else f"{_BUDGET:,}"
+            rows += [_paper(Identity(method, backbone, pool, budget), names, numbers)
+                     for pool, numbers in pools.items()]
+    setting = {"pool": "Alpaca-GPT4", "budget": f"{_BUDGET:,}"}
+    for pair, numbers in published["cross_backbone"].items():
+        backbone, chooser = pair.split(" from ")
+        rows.append(_paper(Identity("ADG", backbone, **setting, variant=f"selected by {chooser}"),
+                           names, numbers))
+    for key, label in (("num_answers", "K = {}"), ("layers", "layers {}")):
+        rows += [_paper(Identity("ADG", "LLaMA3-8B", **setting, variant=label.format(value)),
+                        ["Average"], [number]) for value, number in published[key].items()]
+    chinese = published["chinese"]
+    rows += [_paper(Identity(method, pool="Alpaca-GPT4 Chinese"), ["cmmlu", "ceval"], numbers)
+             for method, numbers in chinese.items() if method != "columns"]
+    return rows
+
+
+def _paper(identity: Identity, names: list[str], numbers: list[float]) -> Row:
+    return Row(identity, {name: Cell(number) for name, number in zip(names, numbers, strict=True)},
+               "paper")
+
+
+def with_deltas(ours: list[Row], paper: list[Row]) -> list[Row]:
+    """Our rows, each number beside how far it lies from the published one of the same cell.
+
+    A number on a part of a benchmark compares with nothing, and gets none.
+    """
+    known = {row.identity: row.cells for row in paper}
+    return [row._replace(cells={
+        name: cell if cell.partial or name not in (theirs := known.get(row.identity, {}))
+        else cell._replace(delta=cell.value - theirs[name].value)
+        for name, cell in row.cells.items()}) for row in ours]
+
+
+def beside(ours: list[Row], paper: list[Row]) -> list[Row]:
+    """The published rows of our backbones and pools; without any, Random and ADG on Alpaca-GPT4."""
+    cells = {(row.identity.backbone, row.identity.pool) for row in ours}
+    cells |= {("", row.identity.pool) for row in ours}
+    variants = {row.identity.variant for row in ours} | {""}
+    near = [row for row in paper if (row.identity.backbone, row.identity.pool) in cells
+            and row.identity.variant in variants]
+    return near or [row for row in paper if row.identity.method in ("Random", "ADG")
+                    and row.identity.pool == "Alpaca-GPT4" and not row.identity.variant]
+
+
+def artifact(rows: list[Row]) -> list[dict[str, Any]]:
+    """The rows as JSON has them."""
+    return [{"source": row.source, **row.identity._asdict(), "runs": list(row.names),
+             "numbers": {name: {key: value for key, value in row.cells[name]._asdict().items()
+                                if value is not None} for name in COLUMNS if name in row.cells}}
+            for row in rows]

@@ -1,0 +1,165 @@
+"""lm-eval's models with their requests shared by the ranks, and remembered over restarts.
+
+Every rank builds all the requests, as a single process does, so the prompts (GSM8K's shots are
+drawn while they are built) do not depend on the rank count; each computes its share and the results
+are gathered. What a rank has computed it keeps in lm-eval's request cache as it goes; a run that
+was killed finds what every rank had.
+"""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from adg import distributed
+from adg.config import Config
+from adg.errors import InputError
+
+_HANDED_TO_VLLM = 256  # requests at once; what is done of them is kept when all of them are
+
+
+def load_model(folder: Path, config: Config) -> Any:
+    """The model in a folder for eval.backend, as lm-eval takes it."""
+    return BACKENDS[config.eval.backend](folder, config)
+
+
+def _hf_model(folder: Path, config: Config) -> Any:
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    remote = {"trust_remote_code": config.model.trust_remote_code}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, config.model.dtype), **remote,
+    ).to(distributed.device()).eval()
+    return _shared(HFLM)(pretrained=model, batch_size=config.eval.batch_size,
+                         tokenizer=AutoTokenizer.from_pretrained(folder, **remote))
+
+
+def _vllm_model(folder: Path, config: Config) -> Any:
+    on_gpu = distributed.count_gpus() > 0
+    distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
+    # The engine in a process of its own: the ranks' process group is in this one.
+    defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    options: dict[str, Any] = {"gpu_memory_utilization": config.generation.gpu_memory_utilization}
+    if not on_gpu:
+        defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        options = {"enforce_eager": True}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    with _found_as_vllm():
+        from lm_eval.models.vllm_causallms import VLLM
+    return _shared(VLLM)(
+        pretrained=str(folder), dtype=config.model.dtype, batch_size=_HANDED_TO_VLLM,
+        trust_remote_code=config.model.trust_remote_code, seed=config.seed,
+        tensor_parallel_size=config.model.tensor_parallel_size, **options)
+
+
+BACKENDS = {"hf": _hf_model, "vllm": _vllm_model}
+
+
+@contextmanager
+def _found_as_vllm() -> Iterator[None]:
+    """lm-eval asks for the version of the package `vllm`; a processor's build is `vllm-cpu`."""
+    version = importlib.metadata.version
+
+    def found(name: str) -> str:
+        try:
+            return version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name != "vllm":
+                raise
+            return version("vllm-cpu")
+
+    importlib.metadata.version = found
+    try:
+        yield
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError("eval.backend is vllm, but vLLM is not installed") from None
+    finally:
+        importlib.metadata.version = version
+
+
+def _shared(kind: type) -> type:
+    """A class of lm-eval's models whose requests are shared by the ranks."""
+
+    class SharedLM(kind):
+        cache: Path | None = None  # a folder of what was computed, to be set by benchmark
+
+        def loglikelihood(self, requests: list, **options: Any) -> list:
+            return [tuple(result) for result in self._share("loglikelihood", requests, options)]
+
+        def generate_until(self, requests: list, **options: Any) -> list:
+            return self._share("generate_until", requests, options)
+
+        def _share(self, method: str, requests: list, options: dict) -> list:
+            options = {"disable_tqdm": distributed.rank() > 0} | options
+            known = distributed.from_rank_0(_remembered(self.cache, method, requests))
+            rest = [i for i in range(len(requests)) if i not in known]
+            order = sorted(rest, key=lambda i: (-len(str(requests[i].args[0])), i))
+            mine = order[distributed.rank()::distributed.world_size()]
+            results = []
+            if mine:
+                with _remembering(self, self.cache):
+                    results = getattr(super(), method)([requests[i] for i in mine], **options)
+            found = known | _gathered(mine, results)
+            return [found[i] for i in range(len(requests))]
+
+    return SharedLM
+
+
+def _gathered(places: list[int], results: list) -> dict[int, Any]:
+    """{place: result} of all ranks."""
+    parts = [(places, results)]
+    if distributed.world_size() > 1:
+        import torch.distributed as dist
+
+        parts = [None] * distributed.world_size()
+        dist.all_gather_object(parts, (places, results))
+    return {place: result for own, values in parts
+            for place, result in zip(own, values, strict=True)}
+
+
+# lm-eval's request cache
+
+
+@contextmanager
+def _remembering(model: Any, folder: Path | None) -> Iterator[None]:
+    """Within, what `model` computes goes into this rank's part of the cache as it is done."""
+    from lm_eval.api.model import CacheHook
+
+    if folder is None:
+        yield
+        return
+    with _opened(folder / f"{distributed.rank()}.sqlite") as known:
+        model.set_cache_hook(CacheHook(SimpleNamespace(dbdict=known)))
+        try:
+            yield
+        finally:
+            model.set_cache_hook(CacheHook(None))
+
+
+def _remembered(folder: Path | None, method: str, requests: list) -> dict[int, Any]:
+    """{place: result} of the requests that some rank of an earlier run has computed."""
+    from lm_eval.api.model import hash_args
+
+    found: dict[int, Any] = {}
+    if folder is None or distributed.rank() > 0:
+        return found
+    keys = [hash_args(method, request.args) for request in requests]
+    for path in sorted(folder.glob("*.sqlite")):
+        with _opened(path) as known:
+            found |= {i: known[key] for i, key in enumerate(keys) if key in known}
+    return found
+
+
+def _opened(path: Path) -> Any:
+    from sqlitedict import SqliteDict
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return SqliteDict(str(path), autocommit=True, encode=json.dumps, decode=json.loads)

@@ -1,0 +1,66 @@
+"""What full fine-tuning takes of a device's memory, estimated before anything is loaded.
+
+Weights, gradients and AdamW's state follow Rajbhandari et al. 2020 (ZeRO), section 3: per parameter
+a weight, a gradient, and in float32 a master weight and two moments, each cut by the number of
+ranks from the ZeRO stage on that shards it. Activations are those of a block with attention that
+keeps no score matrix, with checkpointing one block's and each block's input, and of the logits in
+float32.
+"""
+
+from typing import Any, NamedTuple
+
+_MASTER_BYTES = 12  # master weight, mean and variance of a parameter
+_SHARDED_FROM = {"optimiser": 1, "gradients": 2, "weights": 3}  # ZeRO stage
+
+
+class Memory(NamedTuple):
+    """Bytes on one rank's device by what takes them, and in the machine's memory by offloading."""
+
+    weights: int
+    gradients: int
+    optimiser: int
+    activations: int
+    host: int
+
+    def total(self) -> int:
+        """Bytes on the device."""
+        return self.weights + self.gradients + self.optimiser + self.activations
+
+
+def estimate(num_weights: int, described: Any, zero: dict, *, bytes_per_weight: int, ranks: int,
+             tokens: int, checkpointing: bool) -> Memory:
+    """The memory of one rank for batches of `tokens`, padding included.
+
+    `described` is transformers' configuration of the model, `zero` the section zero_optimization of
+    DeepSpeed's.
+    """
+    stage = zero.get("stage", 0)
+    sizes = {"weights": num_weights * bytes_per_weight, "gradients": num_weights * bytes_per_weight,
+             "optimiser": num_weights * _MASTER_BYTES}
+    own = {name: size // ranks if stage >= _SHARDED_FROM[name] else size
+           for name, size in sizes.items()}
+    offloaded = []
+    if _is_offloaded(zero, "offload_optimizer"):
+        offloaded += ["optimiser", "gradients"]
+    if _is_offloaded(zero, "offload_param"):
+        offloaded.append("weights")
+    host = sum(own[name] for name in offloaded)
+    own |= dict.fromkeys(offloaded, 0)
+    return Memory(**own, host=host, activations=_activations(
+        described, tokens, bytes_per_weight, checkpointing=checkpointing))
+
+
+def _is_offloaded(zero: dict, key: str) -> bool:
+    return zero.get(key, {}).get("device", "none") != "none"
+
+
+def _activations(described: Any, tokens: int, width: int, *, checkpointing: bool) -> int:
+    hidden, layers = described.hidden_size, described.num_hidden_layers
+    heads = getattr(described, "num_key_value_heads", None) or described.num_attention_heads
+    head = getattr(described, "head_dim", None) or hidden // described.num_attention_heads
+    # two normalised inputs and their float32 copies, queries, output, residual, keys, values; MLP
+    block = tokens * (width * (5 * hidden + 2 * heads * head + 4 * described.intermediate_size)
+                      + 2 * 4 * hidden)
+    inputs = layers * tokens * hidden * width
+    logits = tokens * described.vocab_size * (width + 4 + 4)
+    return (inputs + block if checkpointing else layers * block) + logits
