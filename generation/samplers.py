@@ -57,6 +57,9 @@ class VllmSampler:
                        "max_num_batched_tokens": max(settings.max_num_batched_tokens or 8192,
                                                      settings.max_model_len)}
         if self._windows:
+            from generation.vllm_worker import check_before_start
+
+            check_before_start(str(folder), engine)
             # The worker hides from split prompts what they ask of the processor's generators.
             engine.pop("enable_chunked_prefill", None)
             engine |= {"max_model_len": settings.max_model_len + 1, "worker_cls": _WORKER,

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 
 import torch
 import vllm
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.interfaces import supports_eagle3
 from vllm.platforms import current_platform
 
@@ -56,11 +58,17 @@ def check_engine(config: Any) -> None:
                          f"uses the same side outputs: {_ADVICE}")
 
 
-def check_model(model: Any) -> None:
-    """InputError where a model's class hands out no states of its layers."""
-    if not supports_eagle3(model):
-        raise InputError(f"model.name_or_path: vLLM's {type(model).__name__} hands out no hidden "
-                         f"states of its layers while it samples: {_ADVICE}")
+def check_model(kind: type) -> None:
+    """InputError where a class of models hands out no states of its layers."""
+    if not supports_eagle3(kind):
+        raise InputError(f"model.name_or_path: vLLM's {kind.__name__} hands out no hidden states "
+                         f"of its layers while it samples: {_ADVICE}")
+
+
+def check_before_start(folder: str, settings: dict[str, Any]) -> None:
+    """InputError for what the workers would refuse, before they are started."""
+    config = EngineArgs(model=folder, **settings).create_model_config()
+    check_model(ModelRegistry.resolve_model_cls(config.architectures, config)[0])
 
 
 class AnswerWorker(VllmWorker):
@@ -70,7 +78,7 @@ class AnswerWorker(VllmWorker):
         check_engine(self.vllm_config)
         super().load_model(**options)
         runner, model = self.model_runner, self.model_runner.get_model()
-        check_model(model)
+        check_model(type(model))
         self._windows: list[list[int]] = self.vllm_config.additional_config[WINDOWS]
         self._last = self.model_config.get_total_num_hidden_layers() - 1
         self._side_layers = sorted({layer for window in self._windows for layer in window

@@ -35,7 +35,6 @@ def test_imports_follow_the_arrows(path: Path):
     at_import = ast.Module([node for node in tree.body
                             if isinstance(node, ast.Import | ast.ImportFrom)], [])
     assert path.name == WITHIN_VLLM or not imports(at_import) & HEAVY
-    assert "import vllm_worker" not in path.read_text()
 
 
 def test_every_folder_was_walked():

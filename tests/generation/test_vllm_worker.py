@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from adg.errors import InputError
 
@@ -30,7 +31,16 @@ def test_another_engine_is_refused_by_name(monkeypatch):
 
 def test_a_model_without_side_outputs_is_refused_by_name():
     with pytest.raises(InputError, match="vLLM's Linear hands out no hidden states.*forward"):
-        vllm_worker.check_model(torch.nn.Linear(1, 1))
+        vllm_worker.check_model(torch.nn.Linear)
+
+
+def test_a_model_is_refused_before_the_engine_starts(tiny_model, tmp_path):
+    vllm_worker.check_before_start(str(tiny_model), {"dtype": "float32"})
+    Gemma2ForCausalLM(Gemma2Config(
+        vocab_size=300, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=32)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="vLLM's Gemma2ForCausalLM hands out no hidden states"):
+        vllm_worker.check_before_start(str(tmp_path), {"dtype": "float32"})
 
 
 def test_both_runners_say_which_tokens_a_step_holds():
