@@ -22,9 +22,9 @@ from embedding import backbone
 from embedding.forward import Embedder
 from embedding.sequences import Encoder
 
-# Rounding gives some 1e-6 in float32 and 0.008 in bfloat16 (SmolLM2); a window one layer off gives
-# 0.1 and more.
-MAX_DEVIATION = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}
+# Rounding gives 1e-6 in float32 and 0.01 in bfloat16 (SmolLM2). What is to be found gives more: a
+# layer left out 0.03, another in its place 0.05, all four one off 0.08, a token left out 0.14.
+MAX_DEVIATION = {"float32": 1e-4, "bfloat16": 0.025, "float16": 0.025}
 FOLDER = "check_answers"
 
 
