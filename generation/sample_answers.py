@@ -219,7 +219,7 @@ class Draft:
                 self.rows[number][name].append(values[name])
             if self.first_row + number < self.checked:
                 self.token_ids[number].append(answer.token_ids)
-        if all(answer.vectors is not None for answer in answers):
+        if answers and all(answer.vectors is not None for answer in answers):
             self.vectors[number] = np.stack([answer.vectors for answer in answers])
 
 

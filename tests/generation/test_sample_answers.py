@@ -167,7 +167,7 @@ def test_seeds_leave_room_for_the_answers_of_a_record():
 
 
 def test_a_prompt_without_room_is_left_without_answers_or_cut(config_file, stage, prepared,
-                                                              capsys):
+                                                              tmp_path, capsys):
     room = {"max_model_len": 110, "max_new_tokens": 6}  # only the shortest prompts fit
     stage(sample_answers, config_file(generation=room))
     rows = list(artifacts.JsonlRows(prepared / "answers"))
@@ -179,6 +179,16 @@ def test_a_prompt_without_room_is_left_without_answers_or_cut(config_file, stage
     listed = [json.loads(path.read_text()) for path in sorted(
         (prepared / "provenance/sample.counts").glob("*.json"))]
     assert [name for chunk in listed for name in chunk["rejected_prompts"]] == rejected
+    pool = [json.loads(line) for line in (prepared / "pool.jsonl").open()]
+    artifacts.write_jsonl(tmp_path / "longer.jsonl", [*pool, *(pool[i] | {"id": f"more{i}"}
+                                                               for i in range(4))])
+    longer = [config_file(generation=room), f"pool.path={tmp_path / 'longer.jsonl'}"]
+    stage(prepare_pool, *longer)
+    stage(sample_answers, *longer)
+    grown = [row["id"] for row in artifacts.JsonlRows(prepared / "answers")
+             if row["finish_reasons"][0] == "prompt_too_long"]
+    assert grown[: len(rejected)] == rejected
+    stage(prepare_pool, config_file())
     stage(sample_answers, config_file(generation=room | {"long_prompts": "cut_input"}),
           "--overwrite")
     line = json.loads((prepared / "log.jsonl").read_text().splitlines()[-1])
