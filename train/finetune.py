@@ -192,7 +192,11 @@ def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path
 
     from train.callbacks import Checkpoints, Progress, Speed
 
-    settings = config.train
+    settings, remote = config.train, config.model.trust_remote_code
+    # before the arguments, from which on every model that is made is cut by ranks (ZeRO-3)
+    speed = Speed(models.num_weights(folder, trust_remote_code=remote),
+                  models.describe(folder, trust_remote_code=remote),
+                  sum(len(example["input_ids"]) for example in examples) / len(examples))
     arguments = TrainingArguments(
         output_dir=str(work), num_train_epochs=settings.epochs, seed=config.seed,
         per_device_train_batch_size=settings.per_device_batch_size,
@@ -209,16 +213,11 @@ def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path
     deepspeed.init_distributed(verbose=False)  # before ZeRO-3 cuts the model by ranks as it loads
     dtype = torch.float32 if config.model.dtype == "float16" else getattr(torch, config.model.dtype)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, trust_remote_code=config.model.trust_remote_code, use_cache=False)
-    mean_length = sum(len(example["input_ids"]) for example in examples) / len(examples)
-    remote = config.model.trust_remote_code
-    described = models.describe(folder, trust_remote_code=remote)
-    num_weights = models.num_weights(folder, trust_remote_code=remote)
+        folder, dtype=dtype, trust_remote_code=remote, use_cache=False)
     trainer = Trainer(model=model, args=arguments, train_dataset=examples, data_collator=collate,
                       processing_class=tokenizer,
                       callbacks=[Progress(work / "metrics.jsonl", settings.batch_size,
-                                          len(examples) * settings.epochs,
-                                          Speed(num_weights, described, mean_length)),
+                                          len(examples) * settings.epochs, speed),
                                  Checkpoints(_WHOLE)])
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
