@@ -23,7 +23,7 @@ from adg.errors import InputError
 PROMPTS = ("alpaca", "alpaca_no_input", "chat", "plain", "file")
 SUBSETS = ("top", "middle", "bottom")
 BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")  # of the main table
-CHINESE_BENCHMARKS = ("cmmlu", "ceval")
+CHINESE_BENCHMARKS = ("cmmlu", "ceval-valid")
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a folder, and of a file in provenance/

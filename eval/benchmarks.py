@@ -28,7 +28,7 @@ BENCHMARKS = {
     "humaneval": Benchmark("HumanEval", "humaneval", 0, "pass_at_1,create_test", "Code", 164),
     # 5-shot, as the authors of both have it: the paper does not say
     "cmmlu": Benchmark("CMMLU", "cmmlu", 5, "acc,none", "Chinese", 11582),
-    "ceval": Benchmark("C-Eval", "ceval-valid", 5, "acc,none", "Chinese", 1346),
+    "ceval-valid": Benchmark("C-Eval", "ceval-valid", 5, "acc,none", "Chinese", 1346),
 }
 GROUPS = ("Reasoning", "Knowledge", "Code")
 

@@ -4,7 +4,7 @@ Each split that lm-eval's tasks read becomes DIR/<dataset>/<configuration>/<spli
 layout. What is there is not fetched again.
 
     python -m eval.fetch_benchmarks data/benchmarks
-    python -m eval.fetch_benchmarks data/benchmarks --benchmarks cmmlu ceval
+    python -m eval.fetch_benchmarks data/benchmarks --benchmarks cmmlu ceval-valid
 """
 
 import argparse

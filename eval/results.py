@@ -214,7 +214,7 @@ def published_rows(published: dict) -> list[Row]:
         rows += [_paper(Identity("ADG", "LLaMA3-8B", **setting, variant=label.format(value)),
                         ["Average"], [number]) for value, number in published[key].items()]
     chinese = published["chinese"]
-    rows += [_paper(Identity(method, pool="Alpaca-GPT4 Chinese"), ["cmmlu", "ceval"], numbers)
+    rows += [_paper(Identity(method, pool="Alpaca-GPT4 Chinese"), ["cmmlu", "ceval-valid"], numbers)
              for method, numbers in chinese.items() if method != "columns"]
     return rows
 

@@ -31,7 +31,7 @@ from eval.results import (
 )
 
 _LABELS = ("", "method", "backbone", "pool", "budget", "")
-_OPTIONAL = ("cmmlu", "ceval")  # columns that are there only if some row has them
+_OPTIONAL = ("cmmlu", "ceval-valid")  # columns that are there only if some row has them
 
 
 def main() -> None:

@@ -127,8 +127,8 @@ def test_four_formats_hold_the_same_numbers(tmp_path: Path, stage, capsys):
 
 
 def test_the_chinese_pool_has_its_own_columns(tmp_path: Path):
-    evaluated(tmp_path / "zh", "adg-top", {"cmmlu": 46.0, "ceval": 45.0},
-              {"cmmlu": 11582, "ceval": 1346}, pool="alpaca_gpt4_data_zh.json")
+    evaluated(tmp_path / "zh", "adg-top", {"cmmlu": 46.0, "ceval-valid": 45.0},
+              {"cmmlu": 11582, "ceval-valid": 1346}, pool="alpaca_gpt4_data_zh.json")
     rows, notes = tables.collect([tmp_path / "zh"])
     text = tables.as_text(rows, notes)
     assert "CMMLU" in text and "C-Eval" in text and "44.02" in text
