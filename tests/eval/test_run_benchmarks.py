@@ -116,6 +116,31 @@ def test_a_benchmark_that_was_cut_short_asks_for_the_rest_only(
     assert not calls
 
 
+def test_the_chinese_benchmarks_read_local_data(config_file, tiny_model, tmp_path):
+    choices = dict(zip("ABCD", ["红", "黄", "蓝", "绿"], strict=True))
+    for folder, split, names in (("haonan-li/cmmlu/arts", "test", ("Question", "Answer")),
+                                 ("ceval/ceval-exam/law", "val", ("question", "answer"))):
+        for name, number in (("dev", 5), (split, 3)):
+            artifacts.write_jsonl(tmp_path / "data" / folder / f"{name}.jsonl", (
+                {names[0]: f"第{i}题：哪一个是颜色？", **choices, names[1]: "ABCD"[i % 4]}
+                for i in range(number)))
+    config = load_config(config_file(), [])
+    manager = harness.task_manager(tmp_path / "data")
+    model = load_model(tiny_model, config)
+    for name in ("cmmlu", "ceval-valid"):
+        benchmark = BENCHMARKS[name]
+        tasks = harness.require_data(manager, harness.leaf_tasks(manager, benchmark.task),
+                                     tmp_path / "data", name)
+        assert len(tasks) == 1
+        result = harness.evaluate(model, tasks, manager, shots=benchmark.shots, limit=None,
+                                  max_new_tokens=None)
+        own = run_benchmarks.condense(name, tasks, result, "hf")
+        assert own["questions"] == 3 and own["score"] in [0, pytest.approx(100 / 3),
+                                                          pytest.approx(200 / 3), 100]
+        prompt = own["lm_eval"]["samples"][tasks[0]][0]["arguments"][0][0]
+        assert prompt.count("答案：") == 6
+
+
 def test_a_fetched_folder_gives_the_tasks_their_data(tmp_path, monkeypatch, stage):
     """The hub is stood in for by the demo's files: what is fetched reads back as it was."""
     import datasets
