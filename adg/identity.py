@@ -34,6 +34,10 @@ class HashCache:
             self._changed = True
         return known[3]
 
+    def known(self) -> dict[str, str]:
+        """{path: SHA-256} as remembered, whatever the files are now."""
+        return {path: stamp[3] for path, stamp in self._known.items()}
+
     def tree(self, root: Path, files: Iterable[Path]) -> str:
         """One hash over the names below `root` and the contents of `files`."""
         lines = [f"{path.relative_to(root)} {self.file(path)}\n" for path in sorted(files)]
@@ -71,16 +75,23 @@ def visible_files(folder: Path) -> list[Path]:
 class Identities:
     """The identity of everything that a stage of one run folder reads or writes."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path, config: Config, *, cached: bool = True) -> None:
+        """`cached`: a file whose size and times have not changed is not read again."""
         self.folder, self._config = folder, config
-        self._hashes = HashCache(folder / "provenance" / "sha256.json")
+        self._hashes = HashCache(folder / "provenance" / ("sha256.json" if cached else "none"))
+
+    def files(self, name: str) -> list[Path]:
+        """The files of a file, folder or pattern in the run folder."""
+        return (visible_files(self.folder / name) if name.endswith("/")
+                else [path for path in self.folder.glob(name) if path.is_file()])
+
+    def sha256(self, path: Path) -> str:
+        """The SHA-256 of a file, in hex."""
+        return self._hashes.file(path)
 
     def artefact(self, name: str) -> dict[str, Any] | None:
         """{"sha256", "files"} of a file, folder or pattern in the run folder; None where absent."""
-        if name.endswith("/"):
-            files = visible_files(self.folder / name)
-        else:
-            files = [path for path in self.folder.glob(name) if path.is_file()]
+        files = self.files(name)
         if not files:
             return None
         found = {"sha256": self._hashes.tree(self.folder, files), "files": len(files)}
