@@ -24,7 +24,11 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Yield a hidden path beside `path`; what stands there at the end takes the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
-    yield aside
+    try:
+        yield aside
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     flush(aside)
     os.replace(aside, path)
     flush(path.parent)

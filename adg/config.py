@@ -21,6 +21,9 @@ from yaml import YAMLError
 from adg.errors import InputError
 
 PROMPTS = ("alpaca", "alpaca_no_input", "chat", "plain", "file")
+HUB = "hf:"  # what pool.path begins with where it names a hub data set
+POOL_SCHEMAS = ("alpaca", "dolly", "sharegpt", "wizardlm", "messages", "self_instruct",
+                "prompt_completion", "prompt_response", "flan")
 SUBSETS = ("top", "middle", "bottom")
 BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")  # of the main table
 CHINESE_BENCHMARKS = ("cmmlu", "ceval-valid")
@@ -66,11 +69,34 @@ class ModelConfig:
 
 @dataclass
 class PoolConfig:
-    path: str = _key(MISSING, "the instruction pool: Alpaca records, as .jsonl or a .json array")
+    path: str = _key(MISSING, "the instruction pool: .jsonl, .json (an array), .parquet or .csv, "
+                              "also .gz of the others, a folder of such files, or hf:owner/name")
     limit: int | None = _key(None, "use only the first so many usable records; null: all")
+    schema: str = _key("auto", "what shape its records have: auto (told by the first ones), "
+                               + ", ".join(POOL_SCHEMAS))
+    fields: dict[str, str] = _key({}, "fields of other names, as {instruction: question, output: "
+                                      "answer}, also input and id; instead of pool.schema")
+    multi_turn: str = _key("reject", "a conversation of several turns: first, last, or reject it")
+    duplicates: str = _key("keep", "records that are the same word for word: keep, drop or reject")
+    max_rejected: float = _key(0.01, "share of unusable records above which prepare stops")
+    split: str = _key("train", "of a hub data set")
+    revision: str | None = _key(None, "of a hub data set: branch, tag or commit; null: the newest")
 
     def __post_init__(self) -> None:
         _positive_or_none("pool.limit", self.limit)
+        _one_of("pool.schema", self.schema, ("auto", *POOL_SCHEMAS))
+        _one_of("pool.multi_turn", self.multi_turn, ("first", "last", "reject"))
+        _one_of("pool.duplicates", self.duplicates, ("keep", "drop", "reject"))
+        for name in self.fields:
+            _one_of("pool.fields", name, ("instruction", "input", "output", "id"))
+        _require(self.schema == "auto" or not self.fields, "pool.schema", self.schema,
+                 "auto with pool.fields, which say all")
+        _require(0 <= self.max_rejected <= 1, "pool.max_rejected", self.max_rejected,
+                 "from 0 to 1")
+
+    def on_hub(self) -> bool:
+        """Whether pool.path names a hub data set."""
+        return self.path.startswith(HUB)
 
 
 @dataclass

@@ -120,6 +120,8 @@ class Identities:
         """
         if name in ("model", "train.model"):
             return models.identity(model_of(name, self._config))
+        if name == "pool.path" and (found := self._pool()) is not None:
+            return found
         if name in ("pool.path", "train.subset", "train.deepspeed"):
             given = {"pool.path": self._config.pool.path,
                      "train.subset": self._config.train.subset,
@@ -135,6 +137,17 @@ class Identities:
             raise InputError(f"eval.data_dir: {folder}/ is not there")
         files = visible_files(folder)
         return {"name": folder.name, "sha256": self._hashes.tree(folder, files)}
+
+    def _pool(self) -> dict | None:
+        """What a pool is that is a hub data set or a folder; None where it is a file."""
+        settings = self._config.pool
+        if settings.on_hub():
+            text = f"{settings.path} {settings.split} {settings.revision}"
+            return {"name": settings.path, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        folder = Path(settings.path)
+        if not folder.is_dir():
+            return None
+        return {"name": folder.name, "sha256": self._hashes.tree(folder, visible_files(folder))}
 
     def save(self) -> None:
         """Keep the hashes for later runs."""

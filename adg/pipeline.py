@@ -87,7 +87,8 @@ def split_stages(arguments: list[str]) -> tuple[list[str], list[str]]:
 def check_ahead(stages: list[str], config: Config, ranks: int) -> None:
     """InputError for what a late stage would refuse, before hours of work in an early one."""
     prepared = (Path(config.output_dir) / "pool.jsonl").is_file()
-    if "prepare" in stages and not prepared and not Path(config.pool.path).is_file():
+    there = config.pool.on_hub() or Path(config.pool.path).exists()
+    if "prepare" in stages and not prepared and not there:
         raise InputError(f"pool.path: {config.pool.path} is not there")
     if "sample" in stages or "embed" in stages:
         models.source_of(config.model.name_or_path)

@@ -43,11 +43,15 @@ def problem_of(record: Any) -> str | None:
             return f"{name} is {'not a string' if name in record else 'missing'}"
         if not record[name].strip():
             return f"{name} is empty"
+        if "\0" in record[name]:
+            return f"{name} holds a NUL character"
     if not isinstance(record.get("input") or "", str):
         return "input is not a string"
+    if "\0" in (record.get("input") or ""):
+        return "input holds a NUL character"
     try:
         artifacts.to_line(record).encode()
-    except ValueError as error:  # a lone surrogate, or NaN
+    except (ValueError, TypeError) as error:  # a lone surrogate, NaN, a date of a Parquet file
         return f"cannot be written as JSON: {error}"
     return None
 

@@ -38,7 +38,9 @@ _SUBSETS = tuple(f"subsets/{{selection}}/{name}"
 
 STAGES = {
     "prepare": Stage(
-        "generation.prepare_pool", keys=("pool.limit",), inputs=("pool.path",),
+        "generation.prepare_pool", keys=tuple(f"pool.{key}" for key in (
+            "limit", "schema", "fields", "multi_turn", "duplicates", "max_rejected", "split",
+            "revision")), inputs=("pool.path",),
         outputs=("pool.jsonl", "rejected.jsonl"),
     ),
     "sample": Stage(

@@ -1,14 +1,19 @@
-"""Stage prepare: check and normalise the instruction pool.
+"""Stage prepare: read the instruction pool, check and normalise its records.
 
-Reads   pool.path             Alpaca records (instruction, input, output), .jsonl or a .json array
+Reads   pool.path             records of any schema in generation/schemas.py, in any kind of file in
+                              generation/sources.py
 Writes  pool.jsonl            N usable records, each with an id
         rejected.jsonl        the others: the raw record, its place and the reason
 
     python -m generation.prepare_pool configs/demo.yaml
 """
 
+import hashlib
+import os
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import chain, islice
+from typing import Any, NamedTuple, TextIO
 
 from adg import artifacts, planning, provenance
 from adg.checks import check_bins, check_budget
@@ -16,7 +21,12 @@ from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import run_script, say
 from adg.errors import InputError
-from adg.records import normalise, problem_of, read_source
+from adg.records import normalise, problem_of
+from generation.schemas import Unusable, converter, detect
+from generation.sources import Raw, read_pool
+
+_SHOWN = 8  # reasons that are told when too many records are unusable
+_FIRST = 100  # records that the schema is told by
 
 
 def main() -> None:
@@ -25,85 +35,169 @@ def main() -> None:
     run = provenance.begin("prepare", config, overwrite=command.overwrite)
     if run is None:
         return
-    usable, rejected, size = survey(config)
-    check_bins(config, usable)
-    check_budget(config, usable)
     if command.dry_run:
-        planning.show(run, {"records": f"{usable:,} usable, {rejected:,} rejected"},
-                      records=usable, disk=size)
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            found = sort_out(config, nowhere, nowhere)
+        planning.show(run, {"schema": found.schema,
+                            "records": f"{found.usable:,} usable, {found.rejected:,} rejected"},
+                      records=found.usable, disk=found.size)
         return
-    run.start()
-    write(run.folder, config)
-    say(f"[prepare] {usable} records in the pool, {rejected} rejected"
-        + (f": see {run.folder / 'rejected.jsonl'}" if rejected else ""))
-    run.finish(records=usable, rejected=rejected)
+    with artifacts.written_aside(run.folder / "pool.jsonl") as pool, \
+            artifacts.written_aside(run.folder / "rejected.jsonl") as rejects:
+        with pool.open("w", encoding="utf-8", newline="\n") as usable, \
+                rejects.open("w", encoding="utf-8", newline="\n") as rejected:
+            found = sort_out(config, usable, rejected)
+        run.start()
+    say(f"[prepare] schema: {found.schema}"
+        + (", told by the first records" if config.pool.schema == "auto" else ""))
+    say(f"[prepare] {found.usable} records in the pool, {found.rejected} rejected"
+        + (f": see {run.folder / 'rejected.jsonl'}" if found.rejected else "")
+        + (f"; {found.dropped} duplicates dropped" if found.dropped else ""))
+    run.finish(records=found.usable, rejected=found.rejected, dropped_duplicates=found.dropped,
+               schema=found.schema)
 
 
-def survey(config: Config) -> tuple[int, int, int]:
-    """(usable records, rejected ones, bytes that both will take) of pool.path.
+class Found(NamedTuple):
+    """What became of a pool: numbers of records, bytes of both files, the schema."""
 
-    Of a record only its id and place stay in memory. Raises InputError on broken JSON, on two
-    records of one id, and where nothing is usable.
+    usable: int
+    rejected: int
+    dropped: int
+    size: int
+    schema: str
+
+
+def sort_out(config: Config, usable: TextIO, rejected: TextIO) -> Found:
+    """Write each record of the pool to one of two files, and say what became of them.
+
+    Raises InputError where nothing is usable, more than pool.max_rejected is not, or there are
+    fewer records than bins or budget ask for. Of a record only its id, place and a hash stay in
+    memory.
     """
-    places: dict[str, int] = {}  # line or element of each id
-    num_rejected = size = 0
-    reason = ""
-    for record, rejection, where in sort_out(config):
-        size += len(artifacts.to_line(record or rejection).encode()) + 1
-        if record is None:
-            reason = reason or f"; the first was rejected because {rejection['reason']}"
-            num_rejected += 1
-        elif record["id"] in places:
-            earlier = dict.fromkeys(set(where) - {"file"}, places[record["id"]])
-            raise InputError(f"{_place(where)}: the id {record['id']!r} is that of "
-                             f"{_place({'file': where['file'], **earlier})} too; give every record "
-                             f"its own")
+    schema, raws = _with_schema(config)
+    judge = Judge(config, schema)
+    size = 0
+    for raw in raws:
+        record = judge(raw)
+        if record is not None:
+            text, file = artifacts.to_line(record), usable
+        elif judge.reason:
+            text, file = _rejection(raw, judge.reason), rejected
         else:
-            places[record["id"]] = where.get("line") or where["element"]
-    if not places:
-        raise InputError(f"{config.pool.path}: no usable record among {num_rejected}{reason}")
-    return len(places), num_rejected, size
+            continue
+        file.write(text + "\n")
+        size += len(text) + 1
+        if judge.usable == config.pool.limit:
+            break
+    judge.check()
+    check_bins(config, judge.usable)
+    check_budget(config, judge.usable)
+    return Found(judge.usable, judge.rejected, judge.dropped, size, schema)
 
 
-def sort_out(config: Config) -> Iterator[tuple[dict | None, dict | None, dict]]:
-    """(usable record or None, rejected one with place and reason or None, its place) in order.
+def _with_schema(config: Config) -> tuple[str, Iterator[Raw]]:
+    """(the schema of the pool's records, the records)."""
+    raws = read_pool(config.pool)
+    if config.pool.fields:
+        return "fields", raws
+    if config.pool.schema != "auto":
+        return config.pool.schema, raws
+    first = list(islice(raws, _FIRST))
+    readable = [raw for raw in first if raw.problem is None]
+    if not readable:
+        return "alpaca", chain(first, raws)  # each will say what is wrong with it
+    return detect(raw.value for raw in readable), chain(first, raws)
 
-    Ends after pool.limit usable records.
-    """
-    left = config.pool.limit
-    for position, (raw, where) in enumerate(read_source(Path(config.pool.path))):
-        if left == 0:
-            return
-        problem = problem_of(raw)
+
+class Judge:
+    """Raw records to records of the pool, one after the other, and the tally of what is not."""
+
+    def __init__(self, config: Config, schema: str) -> None:
+        self._settings, self._schema = config.pool, schema
+        self._convert = converter(schema, config.pool)
+        self.usable = self.dropped = self.rejected = self._broken = self._seen = 0
+        self.reason: str | None = None  # why the last record was not taken; None: dropped
+        self._places: dict[str, str] = {}  # of each id
+        self._hashes: set[bytes] = set()
+        self._reasons: Counter[str] = Counter()
+        self._first: dict[str, str] = {}  # place of the first record with each reason
+
+    def __call__(self, raw: Raw) -> dict | None:
+        """The pool's record; None where it is rejected (`reason` says why) or dropped."""
+        position, self._seen = self._seen, self._seen + 1
+        record, self.reason = self._read(raw, position)
+        if self.reason is not None:
+            self._broken += 1
+            kind = self.reason.split(" (")[0]
+            self._reasons[kind] += 1
+            self._first.setdefault(kind, raw.place())
+        elif self._settings.duplicates != "keep" and self._is_duplicate(record):
+            if self._settings.duplicates == "drop":
+                self.dropped += 1
+                return None
+            self.reason = "a duplicate, word for word"
+        if self.reason is not None:
+            self.rejected += 1
+            return None
+        self._places[record["id"]] = raw.place()
+        self.usable += 1
+        return record
+
+    def _read(self, raw: Raw, position: int) -> tuple[dict | None, str | None]:
+        """(the normalised record, None), or (None, why it is unusable)."""
+        if raw.problem is not None:
+            return None, raw.problem
+        if not isinstance(raw.value, dict):
+            return None, f"a {type(raw.value).__name__}, not an object"
+        try:
+            record = self._convert(raw.value)
+        except Unusable as error:
+            return None, str(error)
+        problem = problem_of(record)
         if problem is not None:
-            yield None, {**where, "reason": problem, "record": _writable(raw)}, where
-        else:
-            left = left and left - 1
-            yield normalise(raw, position), None, where
+            return None, problem
+        record = normalise(record, position)
+        known = self._places.get(record["id"])
+        return (record, None) if known is None else (
+            None, f"its id is another's (the id {record['id']!r} is that of {known} too)")
+
+    def _is_duplicate(self, record: dict) -> bool:
+        text = "\0".join(record[name] for name in ("instruction", "input", "output"))
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        known = digest in self._hashes
+        self._hashes.add(digest)
+        return known
+
+    def check(self) -> None:
+        """InputError where nothing is usable, or too much is not."""
+        path, limit = self._settings.path, self._settings.max_rejected
+        if self.usable and self._broken <= limit * self._seen:
+            return
+        told = "; ".join(f"{number} x {kind} (first: {self._first[kind]})"
+                         for kind, number in self._reasons.most_common(_SHOWN))
+        if not self._seen:
+            raise InputError(f"pool.path: {path} holds no record")
+        if not self.usable:
+            raise InputError(f"pool.path: {path}, read as schema {self._schema}, holds no usable "
+                             f"record among {self._seen}: {told}")
+        raise InputError(f"pool.path: {self._broken} of {self._seen} records of {path} cannot be "
+                         f"used (schema {self._schema}), more than pool.max_rejected ({limit:g}): "
+                         f"{told}")
 
 
-def write(folder: Path, config: Config) -> None:
-    """Write both files, a record at a time; pool.jsonl, by which the stage is done, last."""
-    with artifacts.written_aside(folder / "pool.jsonl") as pool, \
-            artifacts.written_aside(folder / "rejected.jsonl") as rejects, \
-            pool.open("w", encoding="utf-8") as usable, \
-            rejects.open("w", encoding="utf-8") as rejected:
-        for record, rejection, _ in sort_out(config):
-            (rejected if record is None else usable).write(
-                artifacts.to_line(record or rejection) + "\n")
+def _rejection(raw: Raw, reason: str) -> str:
+    """The line of a rejected record."""
+    place = {"file": raw.file, raw.unit: raw.number, "reason": reason}
+    return artifacts.to_line(place | {"record": _writable(raw.value)})
 
 
-def _writable(raw: object) -> object:
+def _writable(value: Any) -> Any:
     """The record itself where JSON can hold it, else its Python form."""
     try:
-        artifacts.to_line(raw).encode()
-    except ValueError:
-        return ascii(raw)
-    return raw
-
-
-def _place(where: dict) -> str:
-    return f"{where['file']}:{where.get('line') or 'element ' + str(where['element'])}"
+        artifacts.to_line(value).encode()
+    except (ValueError, TypeError):
+        return ascii(value)
+    return value
 
 
 if __name__ == "__main__":

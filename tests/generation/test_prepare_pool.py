@@ -24,7 +24,7 @@ def test_unusable_records_are_put_aside_with_place_and_reason(config_file, stage
            {"instruction": "a", "output": "x", "input": [1]}]
     good = [{"instruction": "Say é", "output": "é", "extra": {"kept": [1]}}] * 3
     (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, [*bad, *good])))
-    stage(prepare_pool, config_file())
+    stage(prepare_pool, config_file(), "pool.max_rejected=0.7")
     rejected = [json.loads(line) for line in (tmp_path / "run/rejected.jsonl").open()]
     assert [row["line"] for row in rejected] == [1, 2, 3, 4, 5]
     assert [row["record"] for row in rejected] == bad
@@ -35,22 +35,6 @@ def test_unusable_records_are_put_aside_with_place_and_reason(config_file, stage
     assert [row["id"] for row in pool] == ["5", "6", "7"]
     assert pool[0] == {"id": "5", "instruction": "Say é", "input": "", "output": "é",
                        "extra": {"kept": [1]}}
-
-
-@pytest.mark.parametrize(("content", "message"), [
-    ('{"instruction": "a", "output": "b"}\n{broken\n', "pool.jsonl:2: not valid JSON"),
-    ('{"instruction": "a", "output": "b"}\n[1, 2]\n', "pool.jsonl:2: a list, not a JSON object"),
-    ('{"id": 1, "instruction": "a", "output": "b"}\n'
-     '{"id": "1", "instruction": "c", "output": "d"}\n',
-     "pool.jsonl:2: the id '1' is that of .*pool.jsonl:1 too"),
-    ("", "no usable record"),
-    ('{"instruction": "", "output": "b"}\n', "no usable record among 1; .* instruction is empty"),
-])
-def test_a_pool_that_cannot_be_read_is_named(config_file, stage, tmp_path: Path, content, message):
-    (tmp_path / "pool.jsonl").write_text(content)
-    with pytest.raises(InputError, match=message):
-        stage(prepare_pool, config_file())
-    assert not (tmp_path / "run/pool.jsonl").exists()
 
 
 def test_a_missing_pool_and_a_limit(config_file, stage, tmp_path: Path):

@@ -1,0 +1,125 @@
+"""What shapes instruction records come in, and how each becomes instruction, input and output.
+
+Fields that a schema does not use travel along. A record of several turns becomes its first or its
+last (pool.multi_turn).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from adg.config import PoolConfig
+from adg.errors import InputError
+
+_SPEAKERS = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant",
+             "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant",
+             "bard": "assistant", "model": "assistant", "system": "system"}
+_SEEN = 100  # records at most that a schema is told by
+
+
+class Unusable(ValueError):
+    """Why a record cannot be used."""
+
+
+class Schema(NamedTuple):
+    """Field names that tell a schema, and what makes an Alpaca record of one of its records."""
+
+    fields: tuple[str, ...]
+    convert: Callable[[dict, PoolConfig], dict]
+
+
+def _renamed(**names: str) -> Callable[[dict, PoolConfig], dict]:
+    """Takes instruction, input and output from fields of other names."""
+    def convert(record: dict, settings: PoolConfig) -> dict:
+        own = {key: value for key, value in record.items() if key not in names.values()}
+        return own | {new: record[old] for new, old in names.items() if old in record}
+    return convert
+
+
+def _conversation(field: str, speaker: str, text: str) -> Callable[[dict, PoolConfig], dict]:
+    """Takes one turn of a conversation, a list of {speaker, text}."""
+    def convert(record: dict, settings: PoolConfig) -> dict:
+        turns = _turns(record[field], speaker, text)
+        if len(turns) > 1 and settings.multi_turn == "reject":
+            raise Unusable(f"{len(turns)} turns, and pool.multi_turn is reject")
+        asked, answered = turns[-1 if settings.multi_turn == "last" else 0]
+        own = {key: value for key, value in record.items()
+               if key not in ("instruction", "input", "output")}
+        return own | {"instruction": asked, "input": "", "output": answered}
+    return convert
+
+
+def _turns(messages: Any, speaker: str, text: str) -> list[tuple[str, str]]:
+    """(what the user says, what the assistant answers) of each turn."""
+    if not isinstance(messages, list) or not all(isinstance(own, dict) for own in messages):
+        raise Unusable("the conversation is not a list of messages")
+    said = []
+    for message in messages:
+        role, words = _SPEAKERS.get(message.get(speaker)), message.get(text)
+        if role is None or not isinstance(words, str):
+            raise Unusable(f"a message without a known {speaker} or without {text}")
+        if role != "system":
+            said.append((role, words))
+    turns = [(asked, answered) for (a, asked), (b, answered) in zip(said, said[1:], strict=False)
+             if (a, b) == ("user", "assistant")]
+    if not turns:
+        raise Unusable("no message of a user that an assistant answers")
+    return turns
+
+
+def _first_instance(record: dict, settings: PoolConfig) -> dict:
+    """Self-Instruct's seed tasks: the first of their instances."""
+    instances = record["instances"]
+    if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
+        raise Unusable("instances is not a list of inputs and outputs")
+    return record | {name: instances[0].get(name, "") for name in ("input", "output")}
+
+
+SCHEMAS = {
+    "alpaca": Schema(("instruction", "output"), lambda record, settings: record),
+    "dolly": Schema(("instruction", "response"), _renamed(
+        instruction="instruction", input="context", output="response")),
+    "sharegpt": Schema(("conversations",), _conversation("conversations", "from", "value")),
+    "wizardlm": Schema(("idx", "conversations"), _conversation("conversations", "from", "value")),
+    "messages": Schema(("messages",), _conversation("messages", "role", "content")),
+    "self_instruct": Schema(("instruction", "instances"), _first_instance),
+    "prompt_completion": Schema(("prompt", "completion"), _renamed(
+        instruction="prompt", output="completion")),
+    "prompt_response": Schema(("prompt", "response"), _renamed(
+        instruction="prompt", output="response")),
+    "flan": Schema(("inputs", "targets"), _renamed(instruction="inputs", output="targets")),
+}
+
+
+def detect(records: Iterable[Any]) -> str:
+    """The schema that most of the first records have; InputError where none is known."""
+    first = [record for record, _ in zip(records, range(_SEEN), strict=False)
+             if isinstance(record, dict)]
+    counts = {name: sum(set(schema.fields) <= record.keys() for record in first)
+              for name, schema in SCHEMAS.items()}
+    best = max(counts, key=lambda name: counts[name])
+    if not counts[best]:
+        names = sorted(first[0])[:20] if first else []
+        raise InputError(f"pool.path: no known schema has the fields of the first records "
+                         f"({', '.join(map(str, names)) or 'none'}): name one in pool.schema "
+                         f"({', '.join(SCHEMAS)}), or map them with pool.fields, as in "
+                         f"pool.fields.instruction=question pool.fields.output=answer")
+    return best
+
+
+def converter(name: str, settings: PoolConfig) -> Callable[[dict], dict]:
+    """What makes an Alpaca record of one of schema `name`, or of the names in pool.fields.
+
+    Raises Unusable where a record is none.
+    """
+    if settings.fields:
+        by_name = _renamed(**settings.fields)
+        return lambda record: by_name(record, settings)
+    schema = SCHEMAS[name]
+
+    def convert(record: dict) -> dict:
+        for field in schema.fields:
+            if field not in record:
+                raise Unusable(f"{field} is missing")
+        return schema.convert(record, settings)
+
+    return convert

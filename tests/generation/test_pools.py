@@ -1,0 +1,331 @@
+"""Pools of every kind and schema, and a corpus of broken ones: what is wrong is named, what is good
+is kept, and nothing is passed over in silence."""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import RECORDS
+
+from adg.config import load_config
+from adg.errors import InputError
+from generation import prepare_pool, sources
+
+GOOD = [{"id": f"g{i}", "instruction": f"Say {i}.", "output": f"{i}, é"} for i in range(3)]
+
+
+def lines(*rows: object) -> bytes:
+    """JSONL of dicts, and of bytes as they are."""
+    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n"
+                    for row in rows)
+
+
+def around(bad: object) -> bytes:
+    """A bad line between good ones: it stands on line 2."""
+    return lines(GOOD[0], bad, *GOOD[1:])
+
+
+def record(**changes: object) -> dict:
+    base = {"id": "bad", "instruction": "Name it.", "input": "", "output": "It."} | changes
+    return {key: value for key, value in base.items() if value is not ...}
+
+
+def column_text(*rows: dict) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["id", "instruction", "output"])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+LONG = "x" * 3_000_000
+# name: (file's name, content, place of the one rejected record or None, its reason)
+REJECTED: dict[str, tuple[str, bytes, dict | None, str]] = {
+    name: ("pool.jsonl", around(bad), {"line": 2}, reason) for name, (bad, reason) in {
+        "broken json": (b'{"instruction": "a"', "not valid JSON (Expecting"),
+        "single quotes": (b"{'instruction': 'a'}", "not valid JSON"),
+        "two objects": (b'{"a": 1} {"b": 2}', "not valid JSON (Extra data"),
+        "trailing comma": (b'{"instruction": "a",}', "not valid JSON"),
+        "python literal": (b'{"instruction": None}', "not valid JSON"),
+        "comment": (b"# a comment", "not valid JSON"),
+        "raw newline escaped wrongly": (b'{"instruction": "a\\x"}', "not valid JSON"),
+        "raw tab in a string": (b'{"instruction": "a\tb", "output": "c"}', "not valid JSON"),
+        "raw NUL": (b'{"instruction": "a\0b", "output": "c"}', "not valid JSON"),
+        "thousands of brackets": (b"[" * 100_000, "not valid JSON"),
+        "latin-1": ('{"instruction": "é"}'.encode("latin-1"), "not UTF-8"),
+        "utf-16": ('{"instruction": "a"}'.encode("utf-16-le"), "not valid JSON"),
+        "cut in a character": ('{"instruction": "é'.encode()[:-1], "not UTF-8"),
+        "a number": (b"7", "a int, not an object"),
+        "null": (b"null", "a NoneType, not an object"),
+        "a string": (b'"text"', "a str, not an object"),
+        "a list": (b"[1, 2]", "a list, not an object"),
+        "an empty object": ({}, "instruction is missing"),
+        "no instruction": (record(instruction=...), "instruction is missing"),
+        "no output": (record(output=...), "output is missing"),
+        "instruction null": (record(instruction=None), "instruction is not a string"),
+        "output null": (record(output=None), "output is not a string"),
+        "instruction a number": (record(instruction=3), "instruction is not a string"),
+        "output a list": (record(output=["a"]), "output is not a string"),
+        "input a list": (record(input=["a"]), "input is not a string"),
+        "input an object": (record(input={"a": 1}), "input is not a string"),
+        "empty instruction": (record(instruction=""), "instruction is empty"),
+        "blank instruction": (record(instruction=" \n\t"), "instruction is empty"),
+        "blank output": (record(output="\u3000"), "output is empty"),
+        "NUL in the instruction": (record(instruction="a\0"), "instruction holds a NUL character"),
+        "NUL in the input": (record(input="\0"), "input holds a NUL character"),
+        "NUL in the output": (record(output="a\0b"), "output holds a NUL character"),
+        "lone surrogate": (b'{"instruction": "a \\ud800", "output": "b"}', "cannot be written"),
+        "surrogate in another field": (b'{"instruction": "a", "output": "b", "c": "\\udfff"}',
+                                       "cannot be written"),
+        "NaN": (b'{"instruction": "a", "output": "b", "score": NaN}', "cannot be written"),
+        "infinity": (b'{"instruction": "a", "output": "b", "score": -Infinity}',
+                     "cannot be written"),
+        "an id twice": (record(id="g0"), "its id is another's (the id 'g0' is that of"),
+        "a long broken line": (b'{"instruction": "' + LONG.encode(), "not valid JSON"),
+    }.items()
+} | {
+    "last line without its end": ("pool.jsonl", lines(*GOOD)[:-1] + b'\n{"instruction"',
+                                  {"line": 4}, "not valid JSON"),
+    "gzip with a broken line": ("pool.jsonl.gz", gzip.compress(around(b"{")), {"line": 2},
+                                "not valid JSON"),
+    "array with a number": ("pool.json", json.dumps([GOOD[0], 5, *GOOD[1:]]).encode(),
+                            {"element": 2}, "a int, not an object"),
+    "array with an empty object": ("pool.json", json.dumps([GOOD[0], {}, *GOOD[1:]]).encode(),
+                                   {"element": 2}, "instruction is missing"),
+    "csv with a short row": ("pool.csv", column_text(*GOOD[:1]) + b"bad,only\r\n"
+                             + column_text(*GOOD[1:]).split(b"\r\n", 1)[1], {"line": 3},
+                             "fewer fields than the header"),
+    "csv with a long row": ("pool.csv", column_text(*GOOD[:1]) + b"bad,a,b,c,d\r\n"
+                            + column_text(*GOOD[1:]).split(b"\r\n", 1)[1], {"line": 3},
+                            "more fields than the header"),
+    "csv with an empty field": ("pool.csv", column_text(GOOD[0], record(input=..., output=""),
+                                                        *GOOD[1:]), {"line": 3}, "output is empty"),
+}
+WHOLE: dict[str, tuple[str, bytes]] = {
+    "byte-order mark": ("pool.jsonl", b"\xef\xbb\xbf" + lines(*GOOD)),
+    "CRLF": ("pool.jsonl", lines(*GOOD).replace(b"\n", b"\r\n")),
+    "blank lines": ("pool.jsonl", b"\n" + lines(*GOOD).replace(b"\n", b"\n \n\n")),
+    "no end of the last line": ("pool.jsonl", lines(*GOOD)[:-1]),
+    "gzip": ("pool.jsonl.gz", gzip.compress(lines(*GOOD))),
+    "two gzip members": ("pool.jsonl.gz", gzip.compress(lines(GOOD[0]))
+                         + gzip.compress(lines(*GOOD[1:]))),
+    "array": ("pool.json", json.dumps(GOOD, indent=2).encode()),
+    "array with a mark": ("pool.json", b"\xef\xbb\xbf \n" + json.dumps(GOOD).encode() + b"\n\n"),
+    "array in gzip": ("pool.json.gz", gzip.compress(json.dumps(GOOD).encode())),
+    "csv": ("pool.csv", column_text(*GOOD)),
+    "csv with a mark": ("pool.csv", b"\xef\xbb\xbf" + column_text(*GOOD)),
+    "csv in gzip": ("pool.csv.gz", gzip.compress(column_text(*GOOD))),
+}
+REFUSED: dict[str, tuple[str, bytes, str]] = {
+    "an empty file": ("pool.jsonl", b"", "holds no record"),
+    "blanks only": ("pool.jsonl", b"\n \n", "holds no record"),
+    "an empty array": ("pool.json", b"[]", "holds no record"),
+    "an empty array file": ("pool.json", b"", "not a JSON array of records"),
+    "a header alone": ("pool.csv", column_text(), "holds no record"),
+    "an object for an array": ("pool.json", b'{"data": []}', "not a JSON array of records"),
+    "an array cut short": ("pool.json", json.dumps(GOOD).encode()[:-9],
+                           "after element 2 should stand element 3"),
+    "an array cut after a comma": ("pool.json", json.dumps(GOOD[:2]).encode()[:-1] + b", ",
+                                   "after element 2 should stand element 3"),
+    "an array without its end": ("pool.json", json.dumps(GOOD).encode()[:-1],
+                                 "after element 3 should stand another element or the end"),
+    "an array without a comma": ("pool.json", json.dumps(GOOD).encode().replace(b"}, {", b"} {"),
+                                 "after element 1 should stand another element"),
+    "two arrays": ("pool.json", json.dumps(GOOD).encode() * 2, "should stand the end of the file"),
+    "an array in latin-1": ("pool.json", '[{"instruction": "é"}]'.encode("latin-1"), "not UTF-8"),
+    "a gzip cut short": ("pool.jsonl.gz", gzip.compress(lines(*GOOD) * 99)[:-20], "cut short"),
+    "no gzip": ("pool.jsonl.gz", lines(*GOOD), "cut short or damaged"),
+    "a damaged gzip": ("pool.jsonl.gz", gzip.compress(lines(*GOOD))[:25] + b"\xff" * 30,
+                       "cut short or damaged"),
+    "no Parquet": ("pool.parquet", lines(*GOOD), "not a whole Parquet file"),
+    "an open quote": ("pool.csv", column_text(*GOOD) + b'bad,"open', "pool.csv:4: not valid CSV"),
+    "other fields": ("pool.jsonl", lines({"question": "a", "answer": "b"}),
+                     r"no known schema has the fields .*\(answer, question\).*pool.fields"),
+    "another kind of file": ("pool.txt", lines(*GOOD), "is none of .jsonl, .json"),
+    "nothing usable": ("pool.jsonl", lines(record(output="")), "no usable record among 1: 1 x "
+                                                               "output is empty"),
+}
+
+
+def prepare(stage: Callable, config_file: Callable, folder: Path, name: str, content: bytes,
+            **settings: object) -> Path:
+    (folder / name).write_bytes(content)
+    stage(prepare_pool, config_file(pool={"path": str(folder / name)} | settings,
+                                    clustering={"num_bins": 1}, selection={"budget": 1}))
+    return folder / "run"
+
+
+def pool_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "pool.jsonl").open(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("case", REJECTED)
+def test_a_bad_record_is_put_aside_and_the_good_ones_stay(config_file, stage, tmp_path, case):
+    name, content, place, reason = REJECTED[case]
+    run = prepare(stage, config_file, tmp_path, name, content, max_rejected=0.4)
+    kept = pool_of(run)
+    assert [row | {"input": ""} for row in GOOD] == kept
+    [row] = [json.loads(line) for line in (run / "rejected.jsonl").open(encoding="utf-8")]
+    assert row["file"] == str(tmp_path / name) and place.items() <= row.items()
+    assert reason in row["reason"]
+    assert row["record"] not in (None, "") or case == "null"
+
+
+def test_the_corpus_is_large_enough():
+    assert len(REJECTED) + len(WHOLE) + len(REFUSED) >= 60
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_what_is_only_unusual_is_read_whole(config_file, stage, tmp_path, case):
+    run = prepare(stage, config_file, tmp_path, *WHOLE[case])
+    assert pool_of(run) == [row | {"input": ""} for row in GOOD]
+    assert (run / "rejected.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_source_that_cannot_be_read_is_named(config_file, stage, tmp_path, case):
+    name, content, message = REFUSED[case]
+    with pytest.raises(InputError, match=message):
+        prepare(stage, config_file, tmp_path, name, content)
+    assert not [path for path in (tmp_path / "run").rglob("*") if "jsonl" in path.name]
+
+
+def test_too_many_bad_records_stop_with_a_summary(config_file, stage, tmp_path):
+    rows = [*GOOD, record(output=""), b"{", record(output=" "), record(instruction=1)]
+    with pytest.raises(InputError) as error:
+        prepare(stage, config_file, tmp_path, "pool.jsonl", lines(*rows))
+    for part in ("4 of 7 records", "(schema alpaca)", "pool.max_rejected (0.01)",
+                 "2 x output is empty (first: ", "pool.jsonl:4)", "1 x not valid JSON", "1 x instruction is not a string"):
+        assert part in str(error.value)
+    run = prepare(stage, config_file, tmp_path, "pool.jsonl", lines(*rows), max_rejected=0.6)
+    assert len(pool_of(run)) == 3 and len((run / "rejected.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_line_of_50_megabytes(config_file, stage, tmp_path):
+    large = record(output="y" * 50_000_000)
+    run = prepare(stage, config_file, tmp_path, "pool.jsonl", lines(GOOD[0], large))
+    assert [len(row["output"]) for row in pool_of(run)] == [4, 50_000_000]
+
+
+def test_an_array_is_read_across_its_blocks(config_file, stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_BLOCK", 7)
+    rows = [row | {"number": -12345.5 * i, "list": [1, [2]]} for i, row in enumerate(GOOD)]
+    run = prepare(stage, config_file, tmp_path, "pool.json", json.dumps(rows, indent=3).encode())
+    assert [row["number"] for row in pool_of(run)] == [row["number"] for row in rows]
+
+
+@pytest.mark.parametrize(("choice", "ids", "rejected"), [
+    ("keep", ["a", "b", "c", "d"], 0), ("drop", ["a", "c"], 0), ("reject", ["a", "c"], 2)])
+def test_duplicates_are_kept_dropped_or_rejected(config_file, stage, tmp_path, choice, ids,
+                                                 rejected):
+    rows = [record(id=name, output="1" if name == "c" else "2") for name in "abcd"]
+    run = prepare(stage, config_file, tmp_path, "pool.jsonl", lines(*rows), duplicates=choice)
+    assert [row["id"] for row in pool_of(run)] == ids
+    assert len((run / "rejected.jsonl").read_text().splitlines()) == rejected
+    log = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    assert log["dropped_duplicates"] == (2 if choice == "drop" else 0)
+
+
+CHAT = [("user", "Hi."), ("assistant", "Hello."), ("user", "Bye."), ("assistant", "Ciao.")]
+SCHEMAS = {
+    "alpaca": {"instruction": "Hi.", "input": "in", "output": "Hello."},
+    "dolly": {"instruction": "Hi.", "context": "in", "response": "Hello.", "category": "x"},
+    "sharegpt": {"conversations": [{"from": "human", "value": "Hi."},
+                                   {"from": "gpt", "value": "Hello."}]},
+    "messages": {"messages": [{"role": "system", "content": "Be kind."},
+                              *({"role": role, "content": text} for role, text in CHAT[:2])]},
+    "self_instruct": {"instruction": "Hi.", "instances": [{"input": "in", "output": "Hello."}]},
+    "prompt_completion": {"prompt": "Hi.", "completion": "Hello."},
+    "prompt_response": {"prompt": "Hi.", "response": "Hello."},
+    "flan": {"inputs": "Hi.", "targets": "Hello.", "task": "t"},
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_schema_is_told_by_the_first_records(config_file, stage, tmp_path, capsys, name):
+    rows = [SCHEMAS[name] | {"extra": {"kept": [i]}} for i in range(3)]
+    run = prepare(stage, config_file, tmp_path, "pool.jsonl", lines(*rows))
+    assert f"schema: {name}" in capsys.readouterr().out
+    kept = pool_of(run)
+    given = "in" if "in" in json.dumps(SCHEMAS[name]).split('"') else ""
+    assert [(row["instruction"], row["input"], row["output"]) for row in kept] == [
+        ("Hi.", given, "Hello.")] * 3
+    assert [row["extra"] for row in kept] == [{"kept": [i]} for i in range(3)]
+    other = "flan" if name != "flan" else "alpaca"
+    with pytest.raises(InputError, match="no usable record among 3: 3 x .* is missing"):
+        prepare(stage, config_file, tmp_path, "pool.jsonl", lines(*rows), schema=other)
+
+
+def test_wizardlm_and_several_turns(config_file, stage, tmp_path):
+    row = {"idx": "w", "conversations": [
+        {"from": {"user": "human", "assistant": "gpt"}[role], "value": text}
+        for role, text in CHAT]}
+    for schema in ("auto", "wizardlm"):
+        for choice, expected in (("first", ("Hi.", "Hello.")), ("last", ("Bye.", "Ciao."))):
+            run = prepare(stage, config_file, tmp_path, "pool.jsonl", lines(row), schema=schema,
+                          multi_turn=choice)
+            assert [(own["instruction"], own["output"]) for own in pool_of(run)] == [expected]
+    with pytest.raises(InputError, match="1 x 2 turns, and pool.multi_turn is reject"):
+        prepare(stage, config_file, tmp_path, "pool.jsonl", lines(row))
+
+
+@pytest.mark.parametrize(("messages", "reason"), [
+    ("text", "not a list of messages"), ([1], "not a list of messages"),
+    ([{"role": "user"}], "without a known role or without content"),
+    ([{"role": "judge", "content": "a"}], "without a known role"),
+    ([{"role": "assistant", "content": "a"}], "no message of a user that an assistant answers"),
+    ([], "no message of a user"),
+])
+def test_a_conversation_that_is_none_is_named(config_file, stage, tmp_path, messages, reason):
+    with pytest.raises(InputError, match=reason):
+        prepare(stage, config_file, tmp_path, "pool.jsonl", lines({"messages": messages}))
+
+
+def test_fields_of_other_names_are_mapped(config_file, stage, tmp_path):
+    rows = [{"q": "Hi.", "a": "Hello.", "key": 7, "z": 1}]
+    run = prepare(stage, config_file, tmp_path, "pool.jsonl", lines(*rows),
+                  fields={"instruction": "q", "output": "a", "id": "key"})
+    assert pool_of(run) == [{"id": "7", "instruction": "Hi.", "input": "", "output": "Hello.",
+                             "z": 1}]
+    for overrides, message in ((["pool.fields.text=q"], "pool.fields is 'text'"),
+                               (["pool.fields.id=q", "pool.schema=flan"], "pool.schema is 'flan'")):
+        with pytest.raises(InputError, match=message):
+            load_config(config_file(), overrides)
+
+
+def test_parquet_a_folder_and_the_hub(config_file, stage, tmp_path, monkeypatch):
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(GOOD[:1]), folder / "b.parquet")
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines(GOOD[1])))
+    (folder / "c.csv").write_bytes(column_text(GOOD[2]))
+    (folder / "README.md").write_text("no pool")
+    stage(prepare_pool, config_file(pool={"path": str(folder)}))
+    assert [row["id"] for row in pool_of(tmp_path / "run")] == ["g1", "g0", "g2"]
+    asked = SimpleNamespace(given=None)
+
+    def load(name: str, **options: object) -> list[dict]:
+        asked.given = (name, options)
+        return GOOD
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    hub = [config_file(), "pool.path=hf:owner/name", "pool.split=train[:3]", "pool.revision=v1",
+           f"output_dir={tmp_path / 'hub'}"]
+    stage(prepare_pool, *hub)
+    assert asked.given == ("owner/name", {"split": "train[:3]", "revision": "v1"})
+    assert [row["id"] for row in pool_of(tmp_path / "hub")] == ["g0", "g1", "g2"]
+    (folder / "a.jsonl.gz").unlink()
+    (folder / "b.parquet").unlink()
+    (folder / "c.csv").unlink()
+    with pytest.raises(InputError, match="holds no file of a pool"):
+        stage(prepare_pool, config_file(pool={"path": str(folder)}), "--overwrite")
+    assert len(RECORDS) == 10
