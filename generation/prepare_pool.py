@@ -16,7 +16,6 @@ from itertools import chain, islice
 from typing import Any, NamedTuple, TextIO
 
 from adg import artifacts, planning, provenance
-from adg.checks import check_bins, check_budget
 from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import run_script, say
@@ -70,9 +69,8 @@ class Found(NamedTuple):
 def sort_out(config: Config, usable: TextIO, rejected: TextIO) -> Found:
     """Write each record of the pool to one of two files, and say what became of them.
 
-    Raises InputError where nothing is usable, more than pool.max_rejected is not, or there are
-    fewer records than bins or budget ask for. Of a record only its id, place and a hash stay in
-    memory.
+    Raises InputError where nothing is usable, or more than pool.max_rejected is not. Of a record
+    only its id, place and, where duplicates matter, a hash stay in memory.
     """
     schema, raws = _with_schema(config)
     judge = Judge(config, schema)
@@ -90,8 +88,6 @@ def sort_out(config: Config, usable: TextIO, rejected: TextIO) -> Found:
         if judge.usable == config.pool.limit:
             break
     judge.check()
-    check_bins(config, judge.usable)
-    check_budget(config, judge.usable)
     return Found(judge.usable, judge.rejected, judge.dropped, size, schema)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from adg import answer_vectors, artifacts, distributed, models, planning, provenance
+from adg.checks import check_bins, check_budget
 from adg.command import parse_command
 from adg.config import Config
 from adg.errors import InputError
@@ -49,6 +50,8 @@ def main() -> None:
     if config.embedding.source == "sampling":
         run.makes_part_of("embed")
     pool = Pool(run.folder)
+    check_bins(config, len(pool))  # what later stages would refuse, before the hours of this one
+    check_budget(config, len(pool))
     distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
     folder = models.local_folder(config.model.name_or_path, config.output_dir)
     tokenizer = load_checked_tokenizer(folder, config)

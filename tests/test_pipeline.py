@@ -118,6 +118,7 @@ def test_help_names_every_key(module: str):
 def test_a_dry_run_goes_as_far_as_there_are_inputs(config_file, tmp_path: Path):
     result = pipeline(config_file(), "--dry-run")
     assert result.returncode == 0, result.stderr
-    assert "[prepare] dry run, nothing is written:\n  records   10 usable" in result.stdout
+    assert "[prepare] dry run, nothing is written:\n  schema    alpaca\n" in result.stdout
+    assert "  records   10 usable" in result.stdout
     assert "[sample] cannot say yet: sample needs" in result.stdout
     assert not (tmp_path / "run").exists()

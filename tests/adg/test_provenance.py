@@ -15,7 +15,7 @@ from adg.errors import InputError
 from adg.geometry import centred_grams
 from adg.provenance import StageRun, begin
 from embedding import cluster
-from generation import prepare_pool
+from generation import prepare_pool, sample_answers
 
 
 @pytest.fixture
@@ -180,11 +180,12 @@ def test_bins_of_a_wrong_shape_are_refused(config_file, stage, run_folder, array
 
 
 def test_too_many_bins_or_too_large_a_budget_is_said_before_the_work(config_file, stage, tmp_path):
+    stage(prepare_pool, config_file())
     for override, message in (("clustering.num_bins=11", "clustering.num_bins is 11"),
                               ("selection.budget=11", "selection.budget is 11")):
         with pytest.raises(InputError, match=message):
-            stage(prepare_pool, config_file(), override)
-    assert not (tmp_path / "run/pool.jsonl").exists()
+            stage(sample_answers, config_file(), override)
+    assert not (tmp_path / "run/answers").exists()
 
 
 def test_cluster_writes_a_bin_for_each_record_whatever_was_there(config_file, stage, run_folder):

@@ -200,7 +200,8 @@ def test_too_many_bad_records_stop_with_a_summary(config_file, stage, tmp_path):
     with pytest.raises(InputError) as error:
         prepare(stage, config_file, tmp_path, "pool.jsonl", lines(*rows))
     for part in ("4 of 7 records", "(schema alpaca)", "pool.max_rejected (0.01)",
-                 "2 x output is empty (first: ", "pool.jsonl:4)", "1 x not valid JSON", "1 x instruction is not a string"):
+                 "2 x output is empty (first: ", "pool.jsonl:4)", "1 x not valid JSON",
+                 "1 x instruction is not a string"):
         assert part in str(error.value)
     run = prepare(stage, config_file, tmp_path, "pool.jsonl", lines(*rows), max_rejected=0.6)
     assert len(pool_of(run)) == 3 and len((run / "rejected.jsonl").read_text().splitlines()) == 4
