@@ -6,6 +6,8 @@ Reads   pool.jsonl                            N records
         answers/*.jsonl                       only copied into the subsets; may be absent
 Writes  subsets/NAME/top.json, middle.json, bottom.json
         subsets/NAME/scores.jsonl             a line per record: bin, dispersion, anisotropy, score
+        subsets/NAME/dataset_info.json        LLaMA-Factory's
+        subsets/NAME/README.md                the hub's data card
 
     python -m adg.score_and_select configs/demo.yaml
 """
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adg import artifacts, planning, provenance
+from adg import artifacts, card, planning, provenance
 from adg.checks import check_budget
 from adg.command import parse_command
 from adg.distributed import run_script, say
@@ -46,14 +48,17 @@ def main() -> None:
     with_answers = with_answers and (run.folder / "answers").is_dir()
     answers = Answers(run.folder, pool) if with_answers else None
     run.start()
-    write_subsets(run.folder / "subsets" / config.selection.name, pool, choice, answers)
+    folder = run.folder / "subsets" / config.selection.name
+    sizes = {name: len(rows) for name, rows in choice.subsets._asdict().items()}
+    write_subsets(folder, pool, choice, answers)
+    artifacts.write_json(folder / "dataset_info.json", card.dataset_info(config, sizes))
+    artifacts.write_text(folder / "README.md", card.data_card(config, sizes, choice.report))
     unscored = []
     if "unscored" in choice.report:
         rows = np.flatnonzero(np.isnan(choice.columns["score"]))[:_LISTED]
         unscored = [pool.row(row)[0]["id"] for row in rows]
     show(choice, unscored)
-    run.finish(records=len(pool), **choice.report, unscored_ids=unscored, subset_sizes={
-        name: len(rows) for name, rows in choice.subsets._asdict().items()})
+    run.finish(records=len(pool), **choice.report, unscored_ids=unscored, subset_sizes=sizes)
 
 
 def write_subsets(folder: Path, pool: Pool, choice: Choice, answers: Answers | None) -> None:

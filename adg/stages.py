@@ -34,7 +34,8 @@ OUTSIDE = ("pool.path", "model", "train.subset", "train.model", "train.deepspeed
            "eval.data_dir")
 
 _SUBSETS = tuple(f"subsets/{{selection}}/{name}"
-                 for name in ("scores.jsonl", "top.json", "middle.json", "bottom.json"))
+                 for name in ("scores.jsonl", "top.json", "middle.json", "bottom.json",
+                              "dataset_info.json", "README.md"))
 
 STAGES = {
     "prepare": Stage(

@@ -39,8 +39,9 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
         *(f"answers/{chunk}.jsonl" for chunk in chunks),
         *(f"{name}/{chunk}.npy" for name in ("instruction_embeddings", "answer_grams")
           for chunk in chunks),
-        *(f"subsets/adg/{name}" for name in ("scores.jsonl", "top.json", "middle.json",
-                                             "bottom.json")),
+        *(f"subsets/adg/{name}" for name in (
+            "scores.jsonl", "top.json", "middle.json", "bottom.json", "dataset_info.json",
+            "README.md")),
         *(f"eval/adg-top/{name}.json" for name in (
             "bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval", "scores")),
         "train/adg-top/metrics.jsonl", "train/adg-top/loss.png", "provenance/sha256.json",

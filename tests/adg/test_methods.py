@@ -113,6 +113,33 @@ def test_a_record_without_answers_is_listed_and_its_neighbours_keep_their_rows(
     assert rows[5]["dispersion"] == pytest.approx(dispersion(grams[5]), abs=1e-6)
 
 
+@pytest.mark.parametrize("method", ["adg", "all"])
+def test_the_folder_of_subsets_is_a_data_set_for_others(config_file, stage, tmp_path, method):
+    import datasets
+
+    stage(prepare_pool, config_file())
+    run = tmp_path / "run"
+    grams = centred_grams(np.random.default_rng(3).normal(size=(10, 3, 8)))
+    arrays.write_array(run / "answer_grams/00000.npy", grams.astype(np.float32))
+    arrays.write_array(run / "bins.npy", np.zeros(10, np.int32))
+    stage(score_and_select, config_file(), f"selection.method={method}")
+    folder = run / "subsets" / method
+    names = ["top"] if method == "all" else ["top", "middle", "bottom"]
+    info = json.loads((folder / "dataset_info.json").read_text())
+    assert list(info) == [f"{method}-{name}" for name in names]
+    assert datasets.get_dataset_config_names(str(folder)) == names
+    for name in names:
+        rows = json.loads((folder / info[f"{method}-{name}"]["file_name"]).read_text())
+        loaded = datasets.load_dataset(str(folder), name, split="train",
+                                       cache_dir=str(tmp_path / "cache"))
+        assert [row["id"] for row in loaded] == [row["id"] for row in rows]
+        columns = info[f"{method}-{name}"]["columns"]
+        assert {columns[role] for role in ("prompt", "query", "response")} <= set(rows[0])
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\n") and "pool.jsonl" in card and str(tmp_path) not in card
+    assert ("anisotropy I" in card and "| score | " in card) == (method == "adg")
+
+
 def test_blocks_change_nothing(tmp_path, monkeypatch):
     grams = centred_grams(np.random.default_rng(1).normal(size=(50, 5, 8))).astype(np.float32)
     arrays.write_array(tmp_path / "g/0.npy", grams)

@@ -1,0 +1,61 @@
+"""What makes a folder of subsets a data set for others: dataset_info.json for LLaMA-Factory, and
+README.md, the hub's data card."""
+
+from pathlib import Path
+from typing import Any
+
+from adg.config import Config
+
+_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
+_METHODS = {
+    "adg": "Chosen by answer divergence (ADG): the backbone answered each instruction {k} times "
+           "(temperature {temperature:g}, top-p {top_p:g}, at most {tokens} tokens); dispersion D "
+           "and anisotropy I of the answers' hidden states make the score s = {d:g} D + {i:g} I, "
+           "and each of {bins} semantic bins gives in proportion to its size (recipe {recipe}).",
+    "random": "Drawn at random, without replacement.",
+    "longest": "The records with the longest outputs, in characters.",
+    "all": "The whole pool.",
+}
+_ABOUT = {"top": "the highest scores of each bin", "middle": "those in the middle, as a control",
+          "bottom": "the lowest, as a control"}
+
+
+def dataset_info(config: Config, sizes: dict[str, int]) -> dict[str, Any]:
+    """LLaMA-Factory's entry for each subset that has records."""
+    return {f"{config.selection.name}-{name}": {"file_name": f"{name}.json", "columns": _COLUMNS}
+            for name, size in sizes.items() if size}
+
+
+def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any]) -> str:
+    """The README.md of a folder of subsets, with the hub's front matter."""
+    front = ["---", "task_categories:", "- text-generation", "configs:"]
+    for name, size in sizes.items():
+        if size:
+            front += [f"- config_name: {name}", f"  data_files: {name}.json"]
+    generation, weight = config.generation, config.selection.anisotropy_weight
+    how = _METHODS[config.selection.method].format(
+        k=generation.num_answers, temperature=generation.temperature, top_p=generation.top_p,
+        tokens=generation.max_new_tokens, d=1 - weight, i=weight,
+        bins=config.clustering.num_bins, recipe=config.selection.recipe)
+    body = [f"# {config.selection.name}: {sizes['top']:,} of the records of "
+            f"{config.pool.path if config.pool.on_hub() else Path(config.pool.path).name}", "",
+            how, "",
+            f"Backbone: {_public(config.model.name_or_path)}. Seed: {config.seed}. The records are "
+            f"those of the pool, whose licence holds for them.", "",
+            "| file | records | what |", "| --- | --- | --- |"]
+    body += [f"| `{name}.json` | {size:,} | {_ABOUT[name]} |" for name, size in sizes.items()]
+    body += ["", "Each record has `instruction`, `input`, `output`, its other fields, and where "
+             "there are any `generated_answers`, `dispersion`, `anisotropy`, `score` and `bin`. "
+             "`scores.jsonl` has a line for every record of the pool."]
+    if "quantiles" in report:
+        shares = [float(share) for share in report["quantiles"]["score"]]
+        body += ["", "| of the pool | " + " | ".join(f"{share:.0%}" for share in shares) + " |",
+                 "| --- |" + " ---: |" * len(shares)]
+        body += [f"| {name} | " + " | ".join(f"{value:.4f}" for value in own.values()) + " |"
+                 for name, own in report["quantiles"].items()]
+    return "\n".join([*front, "---", "", *body, ""])
+
+
+def _public(name: str) -> str:
+    """A hub's name as it is, a path without the folders of this machine."""
+    return Path(name).name if Path(name).exists() else name
