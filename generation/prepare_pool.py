@@ -4,6 +4,7 @@ Reads   pool.path             records of any schema in generation/schemas.py, in
                               generation/sources.py
 Writes  pool.jsonl            N usable records, each with an id
         rejected.jsonl        the others: the raw record, its place and the reason
+        contamination.jsonl   with eval.data_dir: records that share words with a benchmark, where
 
     python -m generation.prepare_pool configs/demo.yaml
 """
@@ -13,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from adg import artifacts, planning, provenance
@@ -21,6 +23,7 @@ from adg.config import Config
 from adg.distributed import run_script, say
 from adg.errors import InputError
 from adg.records import normalise, problem_of
+from generation.contamination import Benchmarks
 from generation.schemas import Unusable, converter, detect
 from generation.sources import Raw, read_pool
 
@@ -36,7 +39,7 @@ def main() -> None:
         return
     if command.dry_run:
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            found = sort_out(config, nowhere, nowhere)
+            found = sort_out(config, nowhere, nowhere, [])
         planning.show(run, {"schema": found.schema,
                             "records": f"{found.usable:,} usable, {found.rejected:,} rejected"},
                       records=found.usable, disk=found.size)
@@ -45,15 +48,21 @@ def main() -> None:
             artifacts.written_aside(run.folder / "rejected.jsonl") as rejects:
         with pool.open("w", encoding="utf-8", newline="\n") as usable, \
                 rejects.open("w", encoding="utf-8", newline="\n") as rejected:
-            found = sort_out(config, usable, rejected)
+            found = sort_out(config, usable, rejected, overlaps := [])
         run.start()
+        if config.compares_with_benchmarks():
+            artifacts.write_jsonl(run.folder / "contamination.jsonl", overlaps)
     say(f"[prepare] schema: {found.schema}"
         + (", told by the first records" if config.pool.schema == "auto" else ""))
     say(f"[prepare] {found.usable} records in the pool, {found.rejected} rejected"
         + (f": see {run.folder / 'rejected.jsonl'}" if found.rejected else "")
         + (f"; {found.dropped} duplicates dropped" if found.dropped else ""))
+    if overlaps:
+        say(f"[prepare] {len(overlaps)} records share 13 words in a row with a question of a "
+            f"benchmark ({'left out' if config.pool.decontaminate == 'drop' else 'kept'}): see "
+            f"{run.folder / 'contamination.jsonl'}")
     run.finish(records=found.usable, rejected=found.rejected, dropped_duplicates=found.dropped,
-               schema=found.schema)
+               schema=found.schema, contaminated=len(overlaps))
 
 
 class Found(NamedTuple):
@@ -66,14 +75,16 @@ class Found(NamedTuple):
     schema: str
 
 
-def sort_out(config: Config, usable: TextIO, rejected: TextIO) -> Found:
+def sort_out(config: Config, usable: TextIO, rejected: TextIO, overlaps: list[dict]) -> Found:
     """Write each record of the pool to one of two files, and say what became of them.
+
+    `overlaps` takes a row for each record that shares words with a benchmark's question.
 
     Raises InputError where nothing is usable, or more than pool.max_rejected is not. Of a record
     only its id, place and, where duplicates matter, a hash stay in memory.
     """
     schema, raws = _with_schema(config)
-    judge = Judge(config, schema)
+    judge = Judge(config, schema, overlaps)
     size = 0
     for raw in raws:
         record = judge(raw)
@@ -108,8 +119,10 @@ def _with_schema(config: Config) -> tuple[str, Iterator[Raw]]:
 class Judge:
     """Raw records to records of the pool, one after the other, and the tally of what is not."""
 
-    def __init__(self, config: Config, schema: str) -> None:
-        self._settings, self._schema = config.pool, schema
+    def __init__(self, config: Config, schema: str, overlaps: list[dict]) -> None:
+        self._settings, self._schema, self._overlaps = config.pool, schema, overlaps
+        self._benchmarks = (Benchmarks(Path(config.eval.data_dir))
+                            if config.compares_with_benchmarks() else None)
         self._convert = converter(schema, config.pool)
         self.usable = self.dropped = self.rejected = self._broken = self._seen = 0
         self.reason: str | None = None  # why the last record was not taken; None: dropped
@@ -132,6 +145,12 @@ class Judge:
                 self.dropped += 1
                 return None
             self.reason = "a duplicate, word for word"
+        if self.reason is None and self._benchmarks and (
+                found := self._benchmarks.overlap(record)):
+            self._overlaps.append({"id": record["id"]} | found._asdict())
+            if self._settings.decontaminate == "drop":
+                self.reason = (f"overlaps with {found.benchmark} {found.task}:{found.question} "
+                               f"({found.words})")
         if self.reason is not None:
             self.rejected += 1
             return None

@@ -35,7 +35,8 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
     run = tmp_path / "run"
     chunks = [f"{i:05d}" for i in range(3)]
     expected = {
-        "config.yaml", "log.jsonl", "pool.jsonl", "rejected.jsonl", "bins.npy", "tables.md",
+        "config.yaml", "log.jsonl", "pool.jsonl", "rejected.jsonl", "contamination.jsonl",
+        "bins.npy", "tables.md",
         *(f"answers/{chunk}.jsonl" for chunk in chunks),
         *(f"{name}/{chunk}.npy" for name in ("instruction_embeddings", "answer_grams")
           for chunk in chunks),

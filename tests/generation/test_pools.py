@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import RECORDS
 
+from adg import artifacts
 from adg.config import load_config
 from adg.errors import InputError
 from generation import prepare_pool, sources
@@ -330,3 +331,36 @@ def test_parquet_a_folder_and_the_hub(config_file, stage, tmp_path, monkeypatch)
     with pytest.raises(InputError, match="holds no file of a pool"):
         stage(prepare_pool, config_file(pool={"path": str(folder)}), "--overwrite")
     assert len(RECORDS) == 10
+
+
+QUESTION = "A farmer has twice as many pigs as cows and four more cows than goats on his land"
+
+
+@pytest.mark.parametrize("choice", ["report", "drop", "off"])
+def test_questions_of_benchmarks_are_found(config_file, stage, tmp_path, choice):
+    data = tmp_path / "data"
+    artifacts.write_jsonl(data / "openai/gsm8k/main/test.jsonl", [
+        {"question": "Seven words are too few to count.", "answer": "7"},
+        {"question": QUESTION + ". How many goats?", "answer": "5"}])
+    artifacts.write_jsonl(data / "cais/mmlu/anatomy/test.jsonl", [
+        {"question": "Which bone of the foot", "choices": ["bears", "the most of our weight"]}])
+    rows = [record(id="clean", instruction=QUESTION[:45]),
+            record(id="gsm", instruction="Hm: " + QUESTION.upper().replace(" ", ", ")),
+            record(id="whole", output="which bone of the foot -- bears the most of our weight!")]
+    (tmp_path / "pool.jsonl").write_bytes(lines(*rows))
+    stage(prepare_pool, config_file(), f"eval.data_dir={data}", f"pool.decontaminate={choice}")
+    run = tmp_path / "run"
+    kept = [row["id"] for row in pool_of(run)]
+    assert kept == (["clean"] if choice == "drop" else ["clean", "gsm", "whole"])
+    if choice == "off":
+        assert not (run / "contamination.jsonl").exists()
+        return
+    found = [json.loads(line) for line in (run / "contamination.jsonl").open()]
+    assert [(row["id"], row["benchmark"], row["task"], row["question"]) for row in found] == [
+        ("gsm", "gsm8k", "main", 2), ("whole", "mmlu", "anatomy", 1)]
+    assert found[0]["words"].split() == QUESTION.lower().split()[:13]
+    rejected = [json.loads(line) for line in (run / "rejected.jsonl").open()]
+    assert [row["reason"].split(" (")[0] for row in rejected] == (
+        ["overlaps with gsm8k main:2", "overlaps with mmlu anatomy:1"] if choice == "drop" else [])
+    stage(prepare_pool, config_file(), f"eval.data_dir={data}", f"pool.decontaminate={choice}")
+    assert len((run / "log.jsonl").read_text().splitlines()) == 1
