@@ -18,8 +18,10 @@ from adg.config import Config
 from adg.geometry import centred_grams
 
 EMPTY_VECTORS = {"leave_out": np.nan, "zero": 0.0}  # in place of what the recipe makes of one
-# In the counts of a chunk (provenance/<stage>.counts/): how many records' vectors a stage made
-BY_SAMPLING, BY_FORWARD = "vectors_by_sampling", "vectors_by_forward"
+CHECK_FOLDER = "check_answers"  # ids and vectors of the first answers, from sampling
+# In the counts of a chunk (provenance/<stage>.counts/): how many records' vectors a stage made, and
+# how many embed found there
+BY_SAMPLING, BY_FORWARD, KEPT = "vectors_by_sampling", "vectors_by_forward", "vectors_kept"
 
 
 def chunk_paths(folder: Path, index: int, config: Config) -> dict[str, Path]:
@@ -39,20 +41,20 @@ def num_rows(folder: Path, index: int, config: Config) -> int:
     return min(rows)
 
 
-def write(folder: Path, index: int, vectors: np.ndarray, config: Config, *, after: int = 0) -> None:
+def write(folder: Path, index: int, vectors: np.ndarray, empty: np.ndarray, config: Config, *,
+          after: int = 0) -> None:
     """Write the vectors [n, K, W, H] of a chunk's records after the first `after`, which are there.
 
-    Vectors need not be unit.
+    Vectors need not be unit; `empty` [n, K] ones become what embedding.empty_answers says.
     """
+    if config.embedding.empty_answers in EMPTY_VECTORS:
+        vectors[empty] = EMPTY_VECTORS[config.embedding.empty_answers]
     first = vectors[:, :, 0]                                                        # [n, K, H]
     values = {"answer_embeddings": unit(first), "answer_grams": centred_grams(first)}
     values |= {f"window_grams/{name}": centred_grams(vectors[:, :, number])
                for number, name in enumerate(config.embedding.windows, start=1)}
     for name, path in chunk_paths(folder, index, config).items():
-        own = values[name].astype(np.float32)
-        if after:
-            own = np.concatenate([arrays.read_array(path)[:after], own])
-        arrays.write_array(path, own)
+        arrays.write_array(path, values[name].astype(np.float32), after=after)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -67,13 +69,6 @@ def num_bytes(num_records: int, width: int, config: Config) -> int:
     num_answers = config.generation.num_answers
     kept = width * num_answers if config.embedding.keep_answer_embeddings else 0
     return 4 * num_records * (num_answers**2 * (1 + len(config.embedding.windows)) + kept)
-
-
-def fill_empty(vectors: np.ndarray, empty: np.ndarray, config: Config) -> np.ndarray:
-    """Vectors [n, K, W, H] with embedding.empty_answers in place of those that are empty [n, K]."""
-    if config.embedding.empty_answers in EMPTY_VECTORS:
-        vectors[empty] = EMPTY_VECTORS[config.embedding.empty_answers]
-    return vectors
 
 
 def remove(folder: Path, index: int, config: Config) -> None:
@@ -91,18 +86,16 @@ def sources(folder: Path) -> dict[str, str]:
     if not record.is_file() or json.loads(record.read_text(encoding="utf-8"))["parameters"].get(
             "embedding.source") != "sampling":
         return {}
-    sampled, forward = (_counted(folder, *own) for own in (("sample", BY_SAMPLING),
-                                                           ("embed", BY_FORWARD)))
-    replaced = [i for i, number in forward.items() if i in sampled and number == arrays.shape_of(
-        folder / "answer_grams" / artifacts.chunk_name(i, "npy"))[0]]
-    found = {"sampling": sorted(set(sampled) - set(replaced)), "forward": sorted(forward)}
-    return {source: _as_ranges(chunks) for source, chunks in found.items() if chunks}
+    sampled, forward, kept = (_counted(folder, *own) for own in (
+        ("sample", BY_SAMPLING), ("embed", BY_FORWARD), ("embed", KEPT)))
+    found = {"sampling": sampled - (forward - kept), "forward": forward}
+    return {source: _as_ranges(sorted(chunks)) for source, chunks in found.items() if chunks}
 
 
-def _counted(folder: Path, stage: str, key: str) -> dict[int, int]:
-    counts = {int(path.stem): json.loads(path.read_text(encoding="utf-8")).get(key)
-              for path in (folder / "provenance" / f"{stage}.counts").glob("*.json")}
-    return {chunk: number for chunk, number in counts.items() if number}
+def _counted(folder: Path, stage: str, key: str) -> set[int]:
+    """The chunks in whose counts `key` stands."""
+    return {int(path.stem) for path in (folder / "provenance" / f"{stage}.counts").glob("*.json")
+            if json.loads(path.read_text(encoding="utf-8")).get(key)}
 
 
 def _as_ranges(numbers: list[int]) -> str:

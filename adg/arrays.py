@@ -18,8 +18,10 @@ _LARGE = 1 << 26  # bytes of a .npy file that is mapped instead of read
 Block = list[tuple[Path, range]]  # some rows of each of a few files that follow each other
 
 
-def write_array(path: Path, values: np.ndarray) -> None:
-    """Write a .npy file."""
+def write_array(path: Path, values: np.ndarray, *, after: int = 0) -> None:
+    """Write a .npy file: `values`, after the first `after` rows of the file that is there."""
+    if after:
+        values = np.concatenate([read_array(path)[:after], values])
     with written_aside(path) as aside, aside.open("wb") as file:
         np.save(file, values, allow_pickle=False)
 

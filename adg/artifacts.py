@@ -24,11 +24,10 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Yield a hidden path beside `path`; what stands there at the end takes the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
-    try:
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(aside.unlink, missing_ok=True)
         yield aside
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+        on_error.pop_all()
     flush(aside)
     os.replace(aside, path)
     flush(path.parent)

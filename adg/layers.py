@@ -1,5 +1,7 @@
 """The layers of a decoder, and the windows of them whose outputs are averaged."""
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from adg.config import EmbeddingConfig
@@ -37,3 +39,12 @@ def decoder_layers(model: Any) -> Any:
             return module
     raise InputError(f"model.name_or_path: {type(model).__name__} has no list of {num_layers} "
                      f"layers to take hidden states from")
+
+
+def watch(stack: Any, layers: Iterable[int], see: Callable[[int, Any], None]) -> None:
+    """Have see(layer, its output states) called whenever one of `layers` has run."""
+    def on_output(index: int, layer: Any, inputs: Any, output: Any) -> None:
+        see(index, output[0] if isinstance(output, tuple) else output)
+
+    for index in layers:
+        stack[index].register_forward_hook(partial(on_output, index))

@@ -4,8 +4,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from adg import artifacts
 from adg.distributed import my_share, say, world_size
+from adg.history import read_log
 from adg.provenance import StageRun
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -59,10 +59,7 @@ def _time(run: StageRun, records: int) -> str:
 
 def _last_speed(run: StageRun) -> tuple[float, str] | None:
     """Records/s of this stage's last line in log.jsonl, scaled to this number of ranks."""
-    log = run.folder / "log.jsonl"
-    if not log.is_file():
-        return None
-    lines = [line for line in artifacts.JsonlRows(log)
+    lines = [line for line in read_log(run.folder)
              if line["stage"] == run.name and line["records_per_second"] > 0]
     if not lines:
         return None

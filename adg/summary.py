@@ -15,6 +15,7 @@ from adg import artifacts
 from adg.config import Config, load_config
 from adg.distributed import run_script
 from adg.errors import InputError
+from adg.history import read_log
 from adg.stages import STAGES, fill_in, outputs_of
 
 _EXAMPLES = 3  # records shown from each end of the ranking
@@ -56,10 +57,8 @@ def summarise(run: Path, config: Config) -> list[str]:
 
 def last_lines(run: Path, config: Config) -> dict[str, dict]:
     """{stage: its last line of log.jsonl} for the names of this configuration."""
-    path = run / "log.jsonl"
-    lines = list(artifacts.JsonlRows(path)) if path.is_file() else []
     labels = {f"{name} {fill_in(stage.instance, config)}".strip() for name, stage in STAGES.items()}
-    return {line["stage"]: line for line in lines if line["label"] in labels}
+    return {line["stage"]: line for line in read_log(run) if line["label"] in labels}
 
 
 def _title(text: str) -> str:
@@ -68,8 +67,11 @@ def _title(text: str) -> str:
 
 def _records(log: dict[str, dict]) -> str:
     prepare = log["prepare"]
-    text = f"{prepare['records'] + prepare['rejected']} read, {prepare['rejected']} rejected, " \
-           f"{prepare['records']} in the pool"
+    left_out = [(number, kind) for kind in ("rejected", "dropped_duplicates")
+                if (number := prepare.get(kind)) or kind == "rejected"]
+    text = ", ".join([f"{prepare['records'] + sum(number for number, _ in left_out)} read",
+                      *(f"{number} {kind.replace('_', ' ')}" for number, kind in left_out),
+                      f"{prepare['records']} in the pool"])
     if "select" in log:
         sizes = ", ".join(f"{name} {size}" for name, size in log["select"]["subset_sizes"].items())
         if "scored" in log["select"]:

@@ -13,10 +13,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from adg import answer_vectors, artifacts
+from adg import answer_vectors
 from adg.config import Config, load_config
 from adg.distributed import run_script
 from adg.errors import InputError
+from adg.history import read_log, read_records
 from adg.identity import HashCache, Identities
 from adg.stages import OUTSIDE, STAGES
 
@@ -40,22 +41,14 @@ def main() -> None:
     sys.exit(1 if problems else 0)
 
 
-def read_records(run: Path) -> dict[str, dict]:
-    """{label: record} of every stage that left one, in the pipeline's order."""
-    paths = [path for path in (run / "provenance").glob("*.json") if path.name != "sha256.json"]
-    found = [artifacts.parse_record(path.read_bytes(), str(path)) for path in paths]
-    records = {record["stage"]: record for record in found if "outputs" in record}
-    names = list(STAGES)
-    return dict(sorted(records.items(), key=lambda pair: (names.index(pair[0].split()[0]),
-                                                          pair[0])))
-
-
 def verify(run: Path, records: dict[str, dict], config: Config) -> Iterator[str]:
-    """What does not fit, a line each."""
+    """What does not fit, a line each, in the pipeline's order."""
     identities = Identities(run, config, cached=False)
-    logged = _last_lines(run)
+    logged = {line["label"]: line for line in read_log(run)}
     makers = {name: label for label, record in records.items() for name in record["outputs"]}
-    for label, record in records.items():
+    names = list(STAGES)
+    for label in sorted(records, key=lambda label: (names.index(label.split()[0]), label)):
+        record = records[label]
         if record["state"] != "finished":
             yield f"{label} was started and has not ended"
             continue
@@ -66,11 +59,6 @@ def verify(run: Path, records: dict[str, dict], config: Config) -> Iterator[str]
         for name, known in record["inputs"].items():
             yield from _foreign(label, name, known, records, makers, identities)
     yield from _at_odds(records)
-
-
-def _last_lines(run: Path) -> dict[str, dict]:
-    log = run / "log.jsonl"
-    return {line["label"]: line for line in artifacts.JsonlRows(log)} if log.is_file() else {}
 
 
 def _changed(run: Path, identities: Identities, name: str, written: dict | None,

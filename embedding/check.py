@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from adg import artifacts, distributed, models
+from adg.answer_vectors import CHECK_FOLDER
 from adg.config import Config, load_config
 from adg.errors import InputError
 from adg.records import Answer, Pool
@@ -25,7 +26,6 @@ from embedding.sequences import Encoder
 # Rounding gives 1e-6 in float32 and 0.01 in bfloat16 (SmolLM2). What is to be found gives more: a
 # layer left out 0.03, another in its place 0.05, all four one off 0.08, a token left out 0.14.
 MAX_DEVIATION = {"float32": 1e-4, "bfloat16": 0.025, "float16": 0.025}
-FOLDER = "check_answers"
 
 
 def main() -> None:
@@ -35,8 +35,8 @@ def main() -> None:
                         "with embedding.source=sampling")
     run = parser.parse_args().run
     config = load_config(run / "config.yaml", [f"output_dir={run}"])
-    if not (run / FOLDER).is_dir():
-        raise InputError(f"{run}/{FOLDER}/ is not there: the sample stage writes it with "
+    if not (run / CHECK_FOLDER).is_dir():
+        raise InputError(f"{run}/{CHECK_FOLDER}/ is not there: the sample stage writes it with "
                          f"embedding.source=sampling and embedding.check_answers above 0")
     folder = models.local_folder(config.model.name_or_path, config.output_dir)
     check_sampled(run, Pool(run), backbone.load_encoder(folder, config),
@@ -49,16 +49,16 @@ def check_sampled(run: Path, pool: Pool, encoder: Encoder, embedder: Embedder,
 
     InputError where the two sources deviate by more than MAX_DEVIATION.
     """
-    if config.embedding.source != "sampling" or not (run / FOLDER).is_dir():
+    if config.embedding.source != "sampling" or not (run / CHECK_FOLDER).is_dir():
         return
-    rows = list(artifacts.JsonlRows(run / FOLDER))
+    rows = list(artifacts.JsonlRows(run / CHECK_FOLDER))
     largest, number = deviation(rows, pool, encoder, embedder)
     bound = MAX_DEVIATION[config.model.dtype]
     distributed.say(f"[embed] {number} answers by both sources: vectors deviate by {largest:.1e} "
                     f"at most (bound {bound:g})")
     if not largest <= bound:
         raise InputError(
-            f"{run}/{FOLDER}: the sampler's vectors deviate from the forward pass's by "
+            f"{run}/{CHECK_FOLDER}: the sampler's vectors deviate from the forward pass's by "
             f"{largest:.1e}, above {bound:g}: they are not to be trusted; run embed with "
             f"embedding.source=forward --overwrite")
     artifacts.write_json(_result_path(run), {"checked_answers": number,

@@ -124,20 +124,16 @@ def complete(run: provenance.StageRun, index: int, rows: range, pool: Pool, answ
     of_answers, cut_answers = encoder.answers(pool.rows(rows[vectors:]), own)
     found = embedder.embed(of_instructions + of_answers)                    # [texts, W, H]
     counts = {"cut_instructions": cut_instructions, "cut_answers": cut_answers}
-    if config.embedding.source == "sampling":
-        counts[answer_vectors.BY_FORWARD] = len(own)
+    if config.embedding.source == "sampling" and own:
+        counts |= {answer_vectors.BY_FORWARD: len(own), answer_vectors.KEPT: vectors}
     run.count(index, counts)
     if of_instructions:
-        path, new = instructions_path(run.folder, index), found[: len(of_instructions), 0]
-        if instructions:
-            new = np.concatenate([arrays.read_array(path)[:instructions], new])
-        arrays.write_array(path, new)
+        arrays.write_array(instructions_path(run.folder, index), found[: len(of_instructions), 0],
+                           after=instructions)
     if own:
         by_record = found[len(of_instructions):].reshape(len(own), -1, *found.shape[1:])
         empty = np.array([[answer.is_empty() for answer in answers] for answers in own])
-        answer_vectors.write(run.folder, index,
-                             answer_vectors.fill_empty(by_record, empty, config), config,
-                             after=vectors)
+        answer_vectors.write(run.folder, index, by_record, empty, config, after=vectors)
 
 
 if __name__ == "__main__":

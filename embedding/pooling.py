@@ -5,10 +5,9 @@ Shapes: S rows of a batch, K texts of a row, T tokens, W windows, H hidden.
 
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from adg.layers import decoder_layers
+from adg.layers import decoder_layers, watch
 
 # The weight of a token
 
@@ -56,16 +55,11 @@ class LayerWindows:
         highest = max(window[-1] for window in windows)
         self._windows = windows
         self._to_the_end = highest == len(stack) - 1
-        for index in {layer for window in windows for layer in window}:
-            if index < len(stack) - 1:
-                stack[index].register_forward_hook(partial(self._on_layer, index))
         self._last = len(stack) - 1
+        watch(stack, set().union(*windows) - {self._last}, self._add)
         del stack[highest + 1:]
         self._weights: Any = None
         self._sums: list[Any] = []
-
-    def _on_layer(self, index: int, layer: Any, inputs: Any, output: Any) -> None:
-        self._add(index, output[0] if isinstance(output, tuple) else output)
 
     def _add(self, index: int, states: Any) -> None:
         """Add the weighted sum over tokens, [S, K, T] x [S, T, H], in float32."""

@@ -6,11 +6,13 @@ differs from the paper's setting. Runs of one cell with several seeds become one
 
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adg.errors import InputError
+from adg.history import read_records
 from eval.benchmarks import BENCHMARKS, GROUPS
 
 PUBLISHED = Path(__file__).with_name("published.json")
@@ -60,11 +62,11 @@ def rows_of(run: Path, published: dict) -> list[tuple[Row, dict[str, int]]]:
     paths = sorted(run.glob("eval/*/scores.json"))
     if not paths:
         raise InputError(f"{run}/eval/ holds no scores.json: run evaluate first")
-    found = []
+    found, records = [], defaultdict(dict, read_records(run))
     for path in paths:
         result, name = _read_scores(path), path.parent.name
-        row = Row(identify(run, name, published), _cells(result), "ours", (f"{run.name}: {name}",),
-                  *_settings(run, name))
+        row = Row(identify(records, name, published), _cells(result), "ours",
+                  (f"{run.name}: {name}",), *_settings(records, name))
         found.append((row, result["questions"]))
     return found
 
@@ -94,11 +96,12 @@ def _cells(result: dict) -> dict[str, Cell]:
             for name, value in values.items()}
 
 
-def identify(run: Path, name: str, published: dict) -> Identity:
-    """The cell of an evaluated model, from the records that the stages left in provenance/."""
-    tuned = _record(run, f"finetune-{name}")
+def identify(records: dict[str, dict], name: str, published: dict) -> Identity:
+    """The cell of an evaluated model, from the records that the stages left, {} where one did not.
+    """
+    tuned = records[f"finetune {name}"]
     if not tuned:
-        base = _record(run, f"evaluate-{name}").get("inputs", {}).get("model", {})
+        base = records[f"evaluate {name}"].get("inputs", {}).get("model", {})
         return Identity("Base, not fine-tuned" if name == "base" else name,
                         _known(base.get("name", ""), published["backbones"]))
     backbone = _known(tuned["inputs"]["train.model"]["name"], published["backbones"])
@@ -107,21 +110,21 @@ def identify(run: Path, name: str, published: dict) -> Identity:
         return Identity(subset["name"], backbone)
     path = next(source for source in tuned["inputs"] if source.startswith("subsets/"))
     selection, subset = path.split("/")[1], Path(path).stem
-    selected = _record(run, f"select-{selection}").get("parameters", {})
+    selected = records[f"select {selection}"].get("parameters", {})
     method = _METHODS.get(selected.get("selection.method"), selection)
-    pool = _record(run, "prepare").get("inputs", {}).get("pool.path", {}).get("name", "")
+    pool = records["prepare"].get("inputs", {}).get("pool.path", {}).get("name", "")
     return Identity(
         method if subset == "top" else f"{method}, {subset}", backbone,
         _known(pool, published["pools"]),
         f"{selected['selection.budget']:,}" if selected and method != "All Data" else "",
-        ", ".join(_variant(run, method, backbone, selected, published)))
+        ", ".join(_variant(records, method, backbone, selected, published)))
 
 
-def _variant(run: Path, method: str, backbone: str, selected: dict,
+def _variant(records: dict[str, dict], method: str, backbone: str, selected: dict,
              published: dict) -> Iterable[str]:
     if method != "ADG":
         return
-    drawn, embedded = (_record(run, stage) for stage in ("sample", "embed"))
+    drawn, embedded = records["sample"], records["embed"]
     chooser = _known(drawn.get("inputs", {}).get("model", {}).get("name", ""),
                      published["backbones"])
     if chooser and chooser != backbone:
@@ -144,21 +147,16 @@ def _variant(run: Path, method: str, backbone: str, selected: dict,
         yield "recipe released"
 
 
-def _settings(run: Path, name: str) -> tuple[str, int | None]:
+def _settings(records: dict[str, dict], name: str) -> tuple[str, int | None]:
     """(every parameter that led to an evaluated model but the seed, the seed)."""
-    tuned = _record(run, f"finetune-{name}")
-    selections = [f"select-{source.split('/')[1]}" for source in tuned.get("inputs", {})
+    tuned = records[f"finetune {name}"]
+    selections = [f"select {source.split('/')[1]}" for source in tuned.get("inputs", {})
                   if source.startswith("subsets/")]
-    labels = ("sample", "embed", "cluster", *selections, f"finetune-{name}", f"evaluate-{name}")
-    found = {label: _record(run, label).get("parameters", {}) for label in labels}
+    labels = ("sample", "embed", "cluster", *selections, f"finetune {name}", f"evaluate {name}")
+    found = {label: records[label].get("parameters", {}) for label in labels}
     seeds = [own["seed"] for own in found.values() if "seed" in own]
     return json.dumps([{key: value for key, value in own.items() if key != "seed"}
                        for own in found.values()]), seeds[-1] if seeds else None
-
-
-def _record(run: Path, label: str) -> dict:
-    path = run / "provenance" / f"{label}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _known(name: str, aliases: dict[str, list[str]]) -> str:

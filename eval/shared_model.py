@@ -8,7 +8,6 @@ was killed finds what every rank had.
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,17 +40,11 @@ def _hf_model(folder: Path, config: Config) -> Any:
 
 
 def _vllm_model(folder: Path, config: Config) -> Any:
-    on_gpu = distributed.count_gpus() > 0
     distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
     # The engine in a process of its own: the ranks' process group is in this one.
-    defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
-    options: dict[str, Any] = {"gpu_memory_utilization": config.generation.gpu_memory_utilization}
-    if not on_gpu:
-        defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        options = {"enforce_eager": True}
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+    on_gpu = distributed.prepare_vllm(own_process=True)
+    options: dict[str, Any] = {"enforce_eager": True} if not on_gpu else {
+        "gpu_memory_utilization": config.generation.gpu_memory_utilization}
     with _found_as_vllm():
         from lm_eval.models.vllm_causallms import VLLM
     return _shared(VLLM)(

@@ -33,7 +33,6 @@ from adg.records import Pool
 from generation.answers import Answer, Request
 from generation.samplers import SAMPLERS, Sampler
 
-CHECK_FOLDER = "check_answers"
 _BYTES_PER_TOKEN = 6  # of an answer in a file, about; more than most tokens have
 _TOO_LONG = "prompt_too_long"  # finish reason of the empty answers to a prompt that leaves no room
 
@@ -106,7 +105,7 @@ def write_vectors(folder: Path, draft: "Draft", width: int, config: Config) -> N
                     min(draft.checked, draft.first_row + len(draft.rows)))
     if checked:
         artifacts.write_jsonl(
-            folder / CHECK_FOLDER / artifacts.chunk_name(draft.index, "jsonl"),
+            folder / answer_vectors.CHECK_FOLDER / artifacts.chunk_name(draft.index, "jsonl"),
             ({"row": row, "id": draft.rows[row - draft.first_row]["id"],
               "token_ids": draft.token_ids[row - draft.first_row], "vectors": [
                   None if np.isnan(own).any() else answer_vectors.unit(own).tolist()
@@ -114,8 +113,7 @@ def write_vectors(folder: Path, draft: "Draft", width: int, config: Config) -> N
              for row in checked))
     draft.notes[answer_vectors.BY_SAMPLING] = len(vectors)
     empty = np.isnan(vectors).any(axis=(2, 3))
-    answer_vectors.write(folder, draft.index, answer_vectors.fill_empty(vectors, empty, config),
-                         config, after=after)
+    answer_vectors.write(folder, draft.index, vectors, empty, config, after=after)
 
 
 def show_prompts(number: int, config: Config) -> None:

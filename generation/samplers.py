@@ -16,6 +16,7 @@ from adg.errors import InputError
 from generation.answers import Answer, Request, check_states, sampling_windows
 from generation.transformers_sampler import TransformersSampler
 
+_VERSION = "0.32.0"  # of vLLM, for vectors from sampling
 _WORKER = "generation.vllm_worker.AnswerWorker"
 
 
@@ -31,14 +32,15 @@ class VllmSampler:
     """vLLM in this process, on this rank's GPUs or on the processor."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        on_gpu = distributed.count_gpus() > 0
         settings = config.generation
+        on_gpu = distributed.prepare_vllm(own_process=False)
         if settings.batch_invariant and not on_gpu:
             raise InputError("generation.batch_invariant is for GPUs, and there is none; on a "
                              "processor in float32 answers do not depend on the batch")
+        if settings.batch_invariant:
+            os.environ["VLLM_BATCH_INVARIANT"] = "1"
         self._windows = sampling_windows(folder, config)
-        _set_up_environment(on_gpu, config)
-        from vllm import LLM
+        import vllm
 
         engine: dict[str, Any] = {
             "dtype": config.model.dtype, "trust_remote_code": config.model.trust_remote_code,
@@ -57,15 +59,16 @@ class VllmSampler:
                        "max_num_batched_tokens": max(settings.max_num_batched_tokens or 8192,
                                                      settings.max_model_len)}
         if self._windows:
-            from generation.vllm_worker import check_before_start
+            check_version(vllm.__version__)
+            from generation import vllm_worker
 
-            check_before_start(str(folder), engine)
+            vllm_worker.check_before_start(str(folder), engine)
             # The worker hides from split prompts what they ask of the processor's generators.
             engine.pop("enable_chunked_prefill", None)
             engine |= {"max_model_len": settings.max_model_len + 1, "worker_cls": _WORKER,
-                       "additional_config": {"adg_windows": self._windows}}
+                       "additional_config": {vllm_worker.WINDOWS: self._windows}}
         try:
-            self.llm = LLM(str(folder), **engine)
+            self.llm = vllm.LLM(str(folder), **engine)
         except (ValueError, RuntimeError) as error:
             if not _is_about_memory(error):
                 raise
@@ -150,17 +153,14 @@ def _what_to_lower(error: Exception, on_gpu: bool) -> str:
             f"over more GPUs with model.tensor_parallel_size")
 
 
-def _set_up_environment(on_gpu: bool, config: Config) -> None:
-    """vLLM's own switches, which it reads when it is imported; what is set already stays."""
-    if config.generation.batch_invariant:
-        os.environ["VLLM_BATCH_INVARIANT"] = "1"
-    defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    if not on_gpu:
-        defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-                     "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # ranks share the cores
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+def check_version(found: str) -> None:
+    """InputError where this vLLM is not the one whose private parts vllm_worker relies on.
+
+    To be called before that module is imported: what it imports is private too.
+    """
+    if found.split("+")[0] != _VERSION:
+        raise InputError(f"embedding.source=sampling is made for vLLM {_VERSION}, and this is "
+                         f"{found}: install that version, or use embedding.source=forward")
 
 
 SAMPLERS = {"vllm": VllmSampler, "transformers": TransformersSampler}

@@ -13,7 +13,6 @@ from adg.errors import InputError
 _SPEAKERS = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant",
              "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant",
              "bard": "assistant", "model": "assistant", "system": "system"}
-_SEEN = 100  # records at most that a schema is told by
 
 
 class Unusable(ValueError):
@@ -91,9 +90,8 @@ SCHEMAS = {
 
 
 def detect(records: Iterable[Any]) -> str:
-    """The schema that most of the first records have; InputError where none is known."""
-    first = [record for record, _ in zip(records, range(_SEEN), strict=False)
-             if isinstance(record, dict)]
+    """The schema that most of a pool's first records have; InputError where none is known."""
+    first = [record for record in records if isinstance(record, dict)]
     counts = {name: sum(set(schema.fields) <= record.keys() for record in first)
               for name, schema in SCHEMAS.items()}
     best = max(counts, key=lambda name: counts[name])

@@ -10,7 +10,7 @@ from typing import Any
 
 from adg import distributed
 from adg.config import Config
-from adg.layers import decoder_layers
+from adg.layers import decoder_layers, watch
 from adg.models import load_tokenizer
 from generation.answers import Answer, Request, check_states, sampling_windows
 
@@ -95,10 +95,7 @@ class AnswerMeans:
         stack, self._windows, self._ends = decoder_layers(model), windows, ends
         self._last = len(stack) - 1
         model.base_model.register_forward_pre_hook(self._on_tokens, with_kwargs=True)
-        for index in {layer for window in windows for layer in window if layer != self._last}:
-            stack[index].register_forward_hook(
-                lambda layer, inputs, output, index=index: self._add(
-                    index, output[0] if isinstance(output, tuple) else output))
+        watch(stack, set().union(*windows) - {self._last}, self._add)
         model.base_model.register_forward_hook(
             lambda module, inputs, output: self._add(self._last, output.last_hidden_state))
 

@@ -1,7 +1,8 @@
 """vLLM's worker, which also averages the hidden states of every answer while it is sampled.
 
 vLLM imports this module by name (worker_cls). Beside the public worker_cls, additional_config and
-collective_rpc it relies on these private parts of vLLM, and on no other version than VERSION:
+collective_rpc it relies on these private parts of vLLM; samplers.py checks that the version is the
+one that they were seen in, before it has this module imported:
 
     model.set_aux_hidden_state_layers(layers)       side outputs made for EAGLE-3: entry l is what
                                                     goes into layer l, so the output of layer l - 1
@@ -10,6 +11,8 @@ collective_rpc it relies on these private parts of vLLM, and on no other version
     model_runner.input_batch, scheduler_output      runner V1: which tokens those are
     execute_model_state.input_batch, req_states     runner V2: the same
     model_runner.discard_request_mask               runner V1: prompts that a step leaves unfinished
+    v1.engine.detokenizer                           in samplers.py: the text of an answer without
+                                                    its surplus token
     request ids                                     "R-xxxxxxxx", and "k_R-xxxxxxxx" for answer k
 
 The state of a token exists once the token is fed to the model, and the last one sampled is never
@@ -33,13 +36,13 @@ from vllm.model_executor.models.interfaces import supports_eagle3
 from vllm.platforms import current_platform
 
 from adg.errors import InputError
+from generation.samplers import check_version
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as VllmWorker
 else:
     from vllm.v1.worker.gpu_worker import Worker as VllmWorker
 
-VERSION = "0.32.0"
 WINDOWS = "adg_windows"  # key of additional_config: lists of layers, counted from 0
 _ADVICE = "use embedding.source=forward"
 _SUFFIX = re.compile(r"-[0-9a-f]{8}$")
@@ -47,9 +50,7 @@ _SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 
 def check_engine(config: Any) -> None:
     """InputError where this vLLM, or what it is configured to do, is not what is relied on here."""
-    if vllm.__version__.split("+")[0] != VERSION:
-        raise InputError(f"embedding.source=sampling is made for vLLM {VERSION}, and this is "
-                         f"{vllm.__version__}: install that version, or {_ADVICE}")
+    check_version(vllm.__version__)
     if config.parallel_config.pipeline_parallel_size > 1:
         raise InputError(f"embedding.source=sampling does not go with pipeline parallelism, where "
                          f"no process sees all layers: {_ADVICE}")
@@ -78,7 +79,6 @@ class AnswerWorker(VllmWorker):
         check_engine(self.vllm_config)
         super().load_model(**options)
         runner, model = self.model_runner, self.model_runner.get_model()
-        check_model(type(model))
         self._windows: list[list[int]] = self.vllm_config.additional_config[WINDOWS]
         self._last = self.model_config.get_total_num_hidden_layers() - 1
         self._side_layers = sorted({layer for window in self._windows for layer in window

@@ -10,7 +10,8 @@ from conftest import command
 
 from adg import artifacts, score_and_select
 from adg.config import load_config
-from adg.verify import read_records, verify
+from adg.history import read_records
+from adg.verify import verify
 from embedding import cluster, embed
 from generation import prepare_pool, sample_answers
 
@@ -67,6 +68,19 @@ def test_what_was_touched_is_named(run: Path, change, expected: str):
     assert len(found) == 1 and expected in found[0]
     result = command("adg.verify", run)
     assert result.returncode == 1 and expected in result.stdout
+
+
+def test_a_lost_chunk_of_both_sources_is_named(run: Path, config_file, stage):
+    path = config_file(embedding={"source": "sampling"})
+    (run / "answer_grams/00001.npy").unlink()
+    stage(embed, path)
+    (run / "provenance/embed.json").write_text(json.dumps(
+        json.loads((run / "provenance/embed.json").read_text()) | {"state": "started"}))
+    stage(embed, path)
+    (run / "answer_grams/00001.npy").unlink()
+    result = command("adg.verify", run)
+    assert result.returncode == 1 and "00001.npy is missing" in result.stdout
+    assert "answer vectors of chunks 0, 2: from sampling" in result.stdout
 
 
 def test_parts_of_different_runs_are_named(run: Path, config_file, stage, tmp_path, tiny_model):

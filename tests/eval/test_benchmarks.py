@@ -57,7 +57,8 @@ def evaluated(run: Path, name: str, scores: dict, questions: dict, *, seed: int 
             f"subsets/{selection}/{subset}.json": {}, "train.model": {"name": model}}},
     }
     for label, record in records.items():
-        artifacts.write_json(run / "provenance" / f"{label}.json", record)
+        artifacts.write_json(run / "provenance" / f"{label}.json",
+                             record | {"stage": label.replace("-", " ", 1)})
 
 
 def whole(value: float) -> tuple[dict, dict]:

@@ -12,10 +12,11 @@ import pytest
 from conftest import ROOT, command, tree
 
 from adg import artifacts, geometry
+from adg.answer_vectors import CHECK_FOLDER
 from adg.config import load_config
 from adg.errors import InputError
 from adg.records import Answer, Pool
-from embedding import backbone, check, cluster, embed
+from embedding import backbone, cluster, embed
 from embedding.forward import Embedder
 from generation import prepare_pool, sample_answers
 from generation.answers import check_states
@@ -318,6 +319,6 @@ def test_check_needs_what_sampling_left(sampled, tmp_path):
     path, run = sampled
     result = command("embedding.check", run)
     assert result.returncode == 0 and re.search(r"\d answers by both sources", result.stdout)
-    shutil.rmtree(run / check.FOLDER)
+    shutil.rmtree(run / CHECK_FOLDER)
     result = command("embedding.check", run)
     assert result.returncode == 2 and "check_answers/ is not there" in result.stderr

@@ -13,9 +13,9 @@ import pytest
 from conftest import RECORDS
 
 from adg import artifacts
-from adg.config import load_config
+from adg.config import POOL_SCHEMAS, load_config
 from adg.errors import InputError
-from generation import prepare_pool, sources
+from generation import prepare_pool, schemas, sources
 
 GOOD = [{"id": f"g{i}", "instruction": f"Say {i}.", "output": f"{i}, é"} for i in range(3)]
 
@@ -261,6 +261,10 @@ def test_a_schema_is_told_by_the_first_records(config_file, stage, tmp_path, cap
     other = "flan" if name != "flan" else "alpaca"
     with pytest.raises(InputError, match="no usable record among 3: 3 x .* is missing"):
         prepare(stage, config_file, tmp_path, "pool.jsonl", lines(*rows), schema=other)
+
+
+def test_every_schema_can_be_asked_for_by_name():
+    assert set(schemas.SCHEMAS) == set(POOL_SCHEMAS)
 
 
 def test_wizardlm_and_several_turns(config_file, stage, tmp_path):

@@ -35,6 +35,16 @@ def test_an_engine_without_memory_says_what_to_lower(config_file, vllm_that_fail
         VllmSampler(tmp_path, config)
 
 
+def test_another_vllm_is_named_before_its_private_parts_are_asked_for(config_file, monkeypatch,
+                                                                      tiny_model):
+    config = load_config(config_file(generation={"sampler": "vllm"},
+                                     embedding={"source": "sampling"}), [])
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__="0.33.1"))
+    monkeypatch.setitem(sys.modules, "generation.vllm_worker", None)  # importing it would fail
+    with pytest.raises(InputError, match="made for vLLM 0.32.0, and this is 0.33.1.*forward"):
+        VllmSampler(tiny_model, config)
+
+
 def test_what_is_for_gpus_or_for_vllm_is_refused_elsewhere(config_file, vllm_that_fails, tmp_path):
     vllm = load_config(config_file(generation={"sampler": "vllm"}),
                        ["generation.batch_invariant=true"])
