@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from adg.errors import InputError
+from adg.keys import key, one_of, positive_or_none, require
 
 PROMPTS = ("alpaca", "alpaca_no_input", "chat", "plain", "file")
 HUB = "hf:"  # what pool.path begins with where it names a hub data set
@@ -33,71 +34,51 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a folder, and of a 
 _NAME_RULE = "up to 100 letters, digits, dots, - and _, the first a letter or digit"
 
 
-def _key(default: Any, about: str, *, tuning: bool = False) -> Any:
-    metadata = {"about": about, "tuning": tuning}
-    if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
-    if not holds:
-        raise InputError(f"{key} is {value!r}; it must be {allowed}")
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    _require(value in allowed, key, value, " or ".join(allowed))
-
-
-def _positive_or_none(key: str, value: int | None) -> None:
-    _require(value is None or value >= 1, key, value, "null or 1 or more")
-
-
 @dataclass
 class ModelConfig:
-    name_or_path: str = _key(MISSING, "backbone: a hub name, a Hugging Face folder or a GGUF file")
-    dtype: str = _key("bfloat16", "weights in every stage: bfloat16, float16 or float32")
-    trust_remote_code: bool = _key(False, "run Python code that comes with the model")
-    tensor_parallel_size: int = _key(1, "sample: GPUs that one engine spreads the model over",
-                                     tuning=True)
+    name_or_path: str = key(MISSING, "backbone: a hub name, a Hugging Face folder or a GGUF file")
+    dtype: str = key("bfloat16", "weights in every stage: bfloat16, float16 or float32")
+    trust_remote_code: bool = key(False, "run Python code that comes with the model")
+    tensor_parallel_size: int = key(1, "sample: GPUs that one engine spreads the model over",
+                                    tuning=True)
 
     def __post_init__(self) -> None:
-        _one_of("model.dtype", self.dtype, ("bfloat16", "float16", "float32"))
+        one_of("model.dtype", self.dtype, ("bfloat16", "float16", "float32"))
         size = self.tensor_parallel_size
-        _require(size >= 1, "model.tensor_parallel_size", size, "1 or more")
+        require(size >= 1, "model.tensor_parallel_size", size, "1 or more")
 
 
 @dataclass
 class PoolConfig:
-    path: str = _key(MISSING, "the instruction pool: .jsonl, .json (an array), .parquet or .csv, "
+    path: str = key(MISSING, "the instruction pool: .jsonl, .json (an array), .parquet or .csv, "
                               "also .gz of the others, a folder of such files, or hf:owner/name")
-    limit: int | None = _key(None, "use only the first so many usable records; null: all")
-    schema: str = _key("auto", "what shape its records have: auto (told by the first ones), "
+    limit: int | None = key(None, "use only the first so many usable records; null: all")
+    schema: str = key("auto", "what shape its records have: auto (told by the first ones), "
                                + ", ".join(POOL_SCHEMAS))
-    fields: dict[str, str] = _key({}, "fields of other names, as {instruction: question, output: "
+    fields: dict[str, str] = key({}, "fields of other names, as {instruction: question, output: "
                                       "answer}, also input and id; instead of pool.schema")
-    multi_turn: str = _key("reject", "a conversation of several turns: first, last, or reject it")
-    duplicates: str = _key("keep", "records that are the same word for word: keep, drop or reject")
-    decontaminate: str = _key("report", "records that share 13 words in a row with a question in "
+    multi_turn: str = key("reject", "a conversation of several turns: first, last, or reject it")
+    duplicates: str = key("keep", "records that are the same word for word: keep, drop or reject")
+    decontaminate: str = key("report", "records that share 13 words in a row with a question in "
                                         "eval.data_dir: report, drop, or off (not looked for)")
-    max_rejected: float = _key(0.01, "share of unusable records above which prepare stops")
-    split: str = _key("train", "of a hub data set")
-    revision: str | None = _key(None, "of a hub data set: branch, tag or commit; null: the newest")
+    max_rejected: float = key(0.01, "share of unusable records above which prepare stops")
+    split: str = key("train", "of a hub data set")
+    revision: str | None = key(None, "of a hub data set: branch, tag or commit; null: the newest")
 
     def __post_init__(self) -> None:
-        _positive_or_none("pool.limit", self.limit)
-        _one_of("pool.schema", self.schema, ("auto", *POOL_SCHEMAS))
-        _one_of("pool.multi_turn", self.multi_turn, ("first", "last", "reject"))
-        _one_of("pool.duplicates", self.duplicates, ("keep", "drop", "reject"))
+        positive_or_none("pool.limit", self.limit)
+        one_of("pool.schema", self.schema, ("auto", *POOL_SCHEMAS))
+        one_of("pool.multi_turn", self.multi_turn, ("first", "last", "reject"))
+        one_of("pool.duplicates", self.duplicates, ("keep", "drop", "reject"))
         if self.decontaminate == "False":  # what YAML makes of a bare off
             self.decontaminate = "off"
-        _one_of("pool.decontaminate", self.decontaminate, ("report", "drop", "off"))
+        one_of("pool.decontaminate", self.decontaminate, ("report", "drop", "off"))
         for name in self.fields:
-            _one_of("pool.fields", name, ("instruction", "input", "output", "id"))
-        _require(self.schema == "auto" or not self.fields, "pool.schema", self.schema,
-                 "auto with pool.fields, which say all")
-        _require(0 <= self.max_rejected <= 1, "pool.max_rejected", self.max_rejected,
-                 "from 0 to 1")
+            one_of("pool.fields", name, ("instruction", "input", "output", "id"))
+        require(self.schema == "auto" or not self.fields, "pool.schema", self.schema,
+                "auto with pool.fields, which say all")
+        require(0 <= self.max_rejected <= 1, "pool.max_rejected", self.max_rejected,
+                "from 0 to 1")
 
     def on_hub(self) -> bool:
         """Whether pool.path names a hub data set."""
@@ -106,184 +87,184 @@ class PoolConfig:
 
 @dataclass
 class GenerationConfig:
-    sampler: str = _key("vllm", "engine that answers: vllm, or transformers (slow, runs any model)")
-    prompt: str = _key("alpaca", "prompt template: alpaca, alpaca_no_input (drops the input), chat "
+    sampler: str = key("vllm", "engine that answers: vllm, or transformers (slow, runs any model)")
+    prompt: str = key("alpaca", "prompt template: alpaca, alpaca_no_input (drops the input), chat "
                                  "(the tokenizer's own), plain (the record alone) or file")
-    prompt_file: str | None = _key(None, "prompt file: a text with {instruction} and {input}, or "
+    prompt_file: str | None = key(None, "prompt file: a text with {instruction} and {input}, or "
                                          "{text} for both; after a line ---, one without input")
-    system_prompt: str | None = _key(None, "prompt chat: a system message; null: none of ours")
-    max_prompt_tokens: int | None = _key(None, "only the prompt's first so many tokens, which may "
+    system_prompt: str | None = key(None, "prompt chat: a system message; null: none of ours")
+    max_prompt_tokens: int | None = key(None, "only the prompt's first so many tokens, which may "
                                                "cut off its end; null: all")
-    long_prompts: str = _key("reject", "a prompt without room for max_new_tokens: reject (no "
+    long_prompts: str = key("reject", "a prompt without room for max_new_tokens: reject (no "
                                        "answers) or cut_input (the end of its input is cut)")
-    num_answers: int = _key(5, "answers per instruction (K)")
-    temperature: float = _key(1.4, "sampling temperature")
-    top_p: float = _key(0.9, "nucleus sampling: share of probability that is kept")
-    max_new_tokens: int = _key(256, "tokens per answer at most")
-    min_new_tokens: int = _key(1, "tokens per answer at least; an answer without one has no vector")
-    max_model_len: int = _key(2048, "tokens of prompt and answer together that the engine takes")
-    gpu_memory_utilization: float = _key(0.9, "share of each GPU's memory for vLLM", tuning=True)
-    max_num_seqs: int | None = _key(None, "answers that the engine draws at once; null: vLLM's own "
+    num_answers: int = key(5, "answers per instruction (K)")
+    temperature: float = key(1.4, "sampling temperature")
+    top_p: float = key(0.9, "nucleus sampling: share of probability that is kept")
+    max_new_tokens: int = key(256, "tokens per answer at most")
+    min_new_tokens: int = key(1, "tokens per answer at least; an answer without one has no vector")
+    max_model_len: int = key(2048, "tokens of prompt and answer together that the engine takes")
+    gpu_memory_utilization: float = key(0.9, "share of each GPU's memory for vLLM", tuning=True)
+    max_num_seqs: int | None = key(None, "answers that the engine draws at once; null: vLLM's own "
                                           "choice, 64 with transformers", tuning=True)
-    max_num_batched_tokens: int | None = _key(None, "tokens of one step of vLLM; null: its own "
+    max_num_batched_tokens: int | None = key(None, "tokens of one step of vLLM; null: its own "
                                                     "choice", tuning=True)
-    prefix_caching: bool = _key(True, "vLLM: compute what prompts share once", tuning=True)
-    keep_token_ids: bool = _key(False, "also write each answer's token ids; embedding then reads "
+    prefix_caching: bool = key(True, "vLLM: compute what prompts share once", tuning=True)
+    keep_token_ids: bool = key(False, "also write each answer's token ids; embedding then reads "
                                        "them, and not what its text tokenises to")
-    batch_invariant: bool = _key(False, "vLLM on GPUs: kernels whose results do not depend on the "
+    batch_invariant: bool = key(False, "vLLM on GPUs: kernels whose results do not depend on the "
                                         "batch (VLLM_BATCH_INVARIANT); slower")
 
     def __post_init__(self) -> None:
-        _one_of("generation.sampler", self.sampler, ("vllm", "transformers"))
-        _one_of("generation.prompt", self.prompt, PROMPTS)
-        _positive_or_none("generation.max_prompt_tokens", self.max_prompt_tokens)
-        _one_of("generation.long_prompts", self.long_prompts, ("reject", "cut_input"))
-        _require(self.num_answers >= 2, "generation.num_answers", self.num_answers, "2 or more")
-        _require(self.temperature > 0, "generation.temperature", self.temperature, "above 0")
-        _require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "above 0 and at most 1")
+        one_of("generation.sampler", self.sampler, ("vllm", "transformers"))
+        one_of("generation.prompt", self.prompt, PROMPTS)
+        positive_or_none("generation.max_prompt_tokens", self.max_prompt_tokens)
+        one_of("generation.long_prompts", self.long_prompts, ("reject", "cut_input"))
+        require(self.num_answers >= 2, "generation.num_answers", self.num_answers, "2 or more")
+        require(self.temperature > 0, "generation.temperature", self.temperature, "above 0")
+        require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "above 0 and at most 1")
         low, high = self.min_new_tokens, self.max_new_tokens
-        _require(high >= 1, "generation.max_new_tokens", high, "1 or more")
-        _require(0 <= low <= high, "generation.min_new_tokens", low, "from 0 to max_new_tokens")
+        require(high >= 1, "generation.max_new_tokens", high, "1 or more")
+        require(0 <= low <= high, "generation.min_new_tokens", low, "from 0 to max_new_tokens")
         room = self.max_model_len
-        _require(room > high, "generation.max_model_len", room, f"above max_new_tokens ({high})")
-        _positive_or_none("generation.max_num_seqs", self.max_num_seqs)
-        _positive_or_none("generation.max_num_batched_tokens", self.max_num_batched_tokens)
+        require(room > high, "generation.max_model_len", room, f"above max_new_tokens ({high})")
+        positive_or_none("generation.max_num_seqs", self.max_num_seqs)
+        positive_or_none("generation.max_num_batched_tokens", self.max_num_batched_tokens)
         share = self.gpu_memory_utilization
-        _require(0 < share <= 1, "generation.gpu_memory_utilization", share, "above 0, at most 1")
+        require(0 < share <= 1, "generation.gpu_memory_utilization", share, "above 0, at most 1")
 
 
 @dataclass
 class EmbeddingConfig:
-    source: str = _key("forward", "where answers' vectors come from: forward (a pass over them) or "
+    source: str = key("forward", "where answers' vectors come from: forward (a pass over them) or "
                                   "sampling (from the sampler as it draws them: no second pass)")
-    check_answers: int = _key(32, "source sampling: the first so many answers are also computed by "
+    check_answers: int = key(32, "source sampling: the first so many answers are also computed by "
                                   "a forward pass, and compared; 0: none", tuning=True)
-    recipe: str = _key("paper", "what text makes a vector: paper (prompt and answer, averaged over "
+    recipe: str = key("paper", "what text makes a vector: paper (prompt and answer, averaged over "
                                 "the answer) or released (instruction and answer as one text)")
-    layers: list[int] = _key([-4, -3, -2, -1], "layers whose outputs are averaged; -1: last")
-    windows: dict[str, list[int]] = _key({}, "further windows of layers by name, from the same "
+    layers: list[int] = key([-4, -3, -2, -1], "layers whose outputs are averaged; -1: last")
+    windows: dict[str, list[int]] = key({}, "further windows of layers by name, from the same "
                                              "pass: each fills window_grams/NAME/, for "
                                              "selection.window")
-    token_weights: str = _key("uniform", "weights in the mean: uniform, or content (0 for "
+    token_weights: str = key("uniform", "weights in the mean: uniform, or content (0 for "
                                          "punctuation, 1.3 for figures)")
-    empty_answers: str = _key("leave_out", "an answer without a token: leave_out (D and I are over "
+    empty_answers: str = key("leave_out", "an answer without a token: leave_out (D and I are over "
                                            "the others), zero (a zero vector) or instruction "
                                            "(recipe released: the instruction alone)")
-    max_length: int = _key(2048, "tokens of prompt plus answer, or the model's limit where that "
+    max_length: int = key(2048, "tokens of prompt plus answer, or the model's limit where that "
                                   "is lower; longer answers lose their end")
-    instruction_max_length: int = _key(2048, "tokens of an instruction, or the model's limit; "
+    instruction_max_length: int = key(2048, "tokens of an instruction, or the model's limit; "
                                              "longer ones lose their end")
-    tokens_per_batch: int | None = _key(None, "tokens of one forward pass, padding included; null: "
+    tokens_per_batch: int | None = key(None, "tokens of one forward pass, padding included; null: "
                                               "16384 on a GPU, 1024 on a processor", tuning=True)
-    share_prompts: bool = _key(True, "recipe paper: read a prompt once for its K answers, where "
+    share_prompts: bool = key(True, "recipe paper: read a prompt once for its K answers, where "
                                      "that is less work", tuning=True)
-    gpus_per_model: int = _key(1, "GPUs that one rank spreads the model over", tuning=True)
-    keep_answer_embeddings: bool = _key(False, "also write answer vectors (K x H floats a record)")
+    gpus_per_model: int = key(1, "GPUs that one rank spreads the model over", tuning=True)
+    keep_answer_embeddings: bool = key(False, "also write answer vectors (K x H floats a record)")
 
     def __post_init__(self) -> None:
-        _one_of("embedding.recipe", self.recipe, ("paper", "released"))
-        _one_of("embedding.token_weights", self.token_weights, ("uniform", "content"))
+        one_of("embedding.recipe", self.recipe, ("paper", "released"))
+        one_of("embedding.token_weights", self.token_weights, ("uniform", "content"))
         allowed = ("leave_out", "zero", *["instruction"] * (self.recipe == "released"))
-        _one_of("embedding.empty_answers", self.empty_answers, allowed)
-        _one_of("embedding.source", self.source, ("forward", "sampling"))
+        one_of("embedding.empty_answers", self.empty_answers, allowed)
+        one_of("embedding.source", self.source, ("forward", "sampling"))
         for name, layers in {"": self.layers, **self.windows}.items():
             key = f"embedding.windows.{name}" if name else "embedding.layers"
-            _require(not name or _NAME.fullmatch(name) is not None, "embedding.windows", name,
-                     f"named by {_NAME_RULE}")
-            _require(bool(layers), key, layers, "at least one layer")
-            _require(len(set(layers)) == len(layers), key, layers, "layers that differ")
-        _require(self.check_answers >= 0, "embedding.check_answers", self.check_answers,
-                 "0 or more")
+            require(not name or _NAME.fullmatch(name) is not None, "embedding.windows", name,
+                    f"named by {_NAME_RULE}")
+            require(bool(layers), key, layers, "at least one layer")
+            require(len(set(layers)) == len(layers), key, layers, "layers that differ")
+        require(self.check_answers >= 0, "embedding.check_answers", self.check_answers,
+                "0 or more")
         if self.source == "sampling":
             self._check_sampling()
-        _positive_or_none("embedding.tokens_per_batch", self.tokens_per_batch)
+        positive_or_none("embedding.tokens_per_batch", self.tokens_per_batch)
         for name in ("max_length", "instruction_max_length", "gpus_per_model"):
             value = getattr(self, name)
-            _require(value >= 1, f"embedding.{name}", value, "1 or more")
+            require(value >= 1, f"embedding.{name}", value, "1 or more")
 
 
     def _check_sampling(self) -> None:
         why = "with embedding.source sampling, which sees each answer after its own prompt only"
-        _require(self.recipe == "paper", "embedding.recipe", self.recipe, f"paper {why}: released "
-                 "embeds other texts; use embedding.source=forward")
-        _require(self.token_weights == "uniform", "embedding.token_weights", self.token_weights,
-                 "uniform with embedding.source sampling, which counts every token once; use "
-                 "embedding.source=forward")
+        require(self.recipe == "paper", "embedding.recipe", self.recipe, f"paper {why}: released "
+                "embeds other texts; use embedding.source=forward")
+        require(self.token_weights == "uniform", "embedding.token_weights", self.token_weights,
+                "uniform with embedding.source sampling, which counts every token once; use "
+                "embedding.source=forward")
 
 
 @dataclass
 class ClusteringConfig:
-    num_bins: int = _key(1000, "semantic bins (k-means clusters)")
-    batch_size: int = _key(4096, "records of one mini-batch of k-means")
-    max_batch_share: float = _key(1.0, "share of the pool that a mini-batch holds at most")
-    num_init: int = _key(3, "starts of k-means, of which the best is kept")
-    max_iter: int = _key(100, "passes over the pool at most")
+    num_bins: int = key(1000, "semantic bins (k-means clusters)")
+    batch_size: int = key(4096, "records of one mini-batch of k-means")
+    max_batch_share: float = key(1.0, "share of the pool that a mini-batch holds at most")
+    num_init: int = key(3, "starts of k-means, of which the best is kept")
+    max_iter: int = key(100, "passes over the pool at most")
 
     def __post_init__(self) -> None:
         for name in ("num_bins", "batch_size", "num_init", "max_iter"):
             value = getattr(self, name)
-            _require(value >= 1, f"clustering.{name}", value, "1 or more")
+            require(value >= 1, f"clustering.{name}", value, "1 or more")
         share = self.max_batch_share
-        _require(0 < share <= 1, "clustering.max_batch_share", share, "above 0 and at most 1")
+        require(0 < share <= 1, "clustering.max_batch_share", share, "above 0 and at most 1")
 
 
 @dataclass
 class SelectionConfig:
-    name: str | None = _key(None, "folder under subsets/; null: the method's name")
-    method: str = _key("adg", "what chooses the records: adg, random, longest (output in "
+    name: str | None = key(None, "folder under subsets/; null: the method's name")
+    method: str = key("adg", "what chooses the records: adg, random, longest (output in "
                               "characters) or all (the whole pool, whatever the budget)")
-    window: str | None = _key(None, "adg: which of embedding.windows scores; null: "
+    window: str | None = key(None, "adg: which of embedding.windows scores; null: "
                                     "embedding.layers")
-    recipe: str = _key("paper", "adg: how bins share the budget: paper (largest remainder, exact) "
+    recipe: str = key("paper", "adg: how bins share the budget: paper (largest remainder, exact) "
                                 "or released (the release's quotas: other sizes than asked)")
-    budget: int = _key(10000, "records in each subset")
-    anisotropy_weight: float = _key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
+    budget: int = key(10000, "records in each subset")
+    anisotropy_weight: float = key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
                                          "0: D alone, 1: I alone")
 
     def __post_init__(self) -> None:
-        _one_of("selection.method", self.method, ("adg", "random", "longest", "all"))
-        _one_of("selection.recipe", self.recipe, ("paper", "released"))
-        _require(self.budget >= 1, "selection.budget", self.budget, "1 or more")
+        one_of("selection.method", self.method, ("adg", "random", "longest", "all"))
+        one_of("selection.recipe", self.recipe, ("paper", "released"))
+        require(self.budget >= 1, "selection.budget", self.budget, "1 or more")
         weight = self.anisotropy_weight
-        _require(0 <= weight <= 1, "selection.anisotropy_weight", weight, "from 0 to 1")
+        require(0 <= weight <= 1, "selection.anisotropy_weight", weight, "from 0 to 1")
 
 
 @dataclass
 class TrainConfig:
-    name: str | None = _key(None, "folder under models/; null: <selection>-<subset>, as in "
+    name: str | None = key(None, "folder under models/; null: <selection>-<subset>, as in "
                                   "adg-top, or the name of the file in train.subset")
-    subset: str = _key("top", "what to fine-tune on: top, middle, bottom, or a file of Alpaca "
+    subset: str = key("top", "what to fine-tune on: top, middle, bottom, or a file of Alpaca "
                               "records (.json or .jsonl)")
-    model_name_or_path: str | None = _key(None, "what is fine-tuned; null: the selecting backbone")
-    prompt: str | None = _key(None, "prompt template; null: the one of generation.prompt")
-    deepspeed: str = _key("configs/deepspeed/zero2.json", "DeepSpeed's configuration file")
-    epochs: int = _key(5, "passes over the subset")
-    learning_rate: float = _key(1e-5, "peak learning rate of AdamW")
-    lr_scheduler: str = _key("cosine", "schedule after the warm-up: cosine, linear or constant")
-    warmup_ratio: float = _key(0.03, "share of the steps in which the learning rate rises")
-    weight_decay: float = _key(0.0, "AdamW's weight decay")
-    batch_size: int = _key(64, "records per optimiser step over all ranks")
-    per_device_batch_size: int = _key(2, "records per rank in one forward pass", tuning=True)
-    max_length: int = _key(2048, "tokens of prompt and response; a longer response loses its end")
-    gradient_checkpointing: bool = _key(True, "recompute activations: less memory", tuning=True)
-    save_steps: int = _key(100, "optimiser steps between two checkpoints", tuning=True)
-    keep_checkpoints: int = _key(2, "newest checkpoints that are kept", tuning=True)
+    model_name_or_path: str | None = key(None, "what is fine-tuned; null: the selecting backbone")
+    prompt: str | None = key(None, "prompt template; null: the one of generation.prompt")
+    deepspeed: str = key("configs/deepspeed/zero2.json", "DeepSpeed's configuration file")
+    epochs: int = key(5, "passes over the subset")
+    learning_rate: float = key(1e-5, "peak learning rate of AdamW")
+    lr_scheduler: str = key("cosine", "schedule after the warm-up: cosine, linear or constant")
+    warmup_ratio: float = key(0.03, "share of the steps in which the learning rate rises")
+    weight_decay: float = key(0.0, "AdamW's weight decay")
+    batch_size: int = key(64, "records per optimiser step over all ranks")
+    per_device_batch_size: int = key(2, "records per rank in one forward pass", tuning=True)
+    max_length: int = key(2048, "tokens of prompt and response; a longer response loses its end")
+    gradient_checkpointing: bool = key(True, "recompute activations: less memory", tuning=True)
+    save_steps: int = key(100, "optimiser steps between two checkpoints", tuning=True)
+    keep_checkpoints: int = key(2, "newest checkpoints that are kept", tuning=True)
 
     def __post_init__(self) -> None:
-        _require(self.prompt is None or self.prompt in PROMPTS, "train.prompt", self.prompt,
-                 "null or " + " or ".join(PROMPTS))
-        _require(self.subset in SUBSETS or self.subset_file() is not None, "train.subset",
-                 self.subset, " or ".join(SUBSETS) + ", or a file ending in .json or .jsonl")
-        _one_of("train.lr_scheduler", self.lr_scheduler, ("cosine", "linear", "constant"))
+        require(self.prompt is None or self.prompt in PROMPTS, "train.prompt", self.prompt,
+                "null or " + " or ".join(PROMPTS))
+        require(self.subset in SUBSETS or self.subset_file() is not None, "train.subset",
+                self.subset, " or ".join(SUBSETS) + ", or a file ending in .json or .jsonl")
+        one_of("train.lr_scheduler", self.lr_scheduler, ("cosine", "linear", "constant"))
         for name in ("epochs", "batch_size", "per_device_batch_size", "max_length", "save_steps"):
             value = getattr(self, name)
-            _require(value >= 1, f"train.{name}", value, "1 or more")
-        _require(self.keep_checkpoints >= 2, "train.keep_checkpoints", self.keep_checkpoints,
-                 "2 or more: the newest may be half written when a machine dies")
-        _require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "above 0")
+            require(value >= 1, f"train.{name}", value, "1 or more")
+        require(self.keep_checkpoints >= 2, "train.keep_checkpoints", self.keep_checkpoints,
+                "2 or more: the newest may be half written when a machine dies")
+        require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "above 0")
         ratio = self.warmup_ratio
-        _require(0 <= ratio < 1, "train.warmup_ratio", ratio, "from 0 to below 1")
-        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
+        require(0 <= ratio < 1, "train.warmup_ratio", ratio, "from 0 to below 1")
+        require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
 
 
     def subset_file(self) -> Path | None:
@@ -294,32 +275,32 @@ class TrainConfig:
 
 @dataclass
 class EvalConfig:
-    name: str | None = _key(None, "model under models/ to evaluate, or base; null: train.name")
-    benchmarks: list[str] = _key(list(BENCHMARKS), "which of "
-                                 + ", ".join(BENCHMARKS + CHINESE_BENCHMARKS))
-    backend: str = _key("hf", "engine that answers: hf (transformers) or vllm")
-    data_dir: str | None = _key(None, "benchmarks on disk in the hub's layout; null: from the hub")
-    limit: int | None = _key(None, "first so many questions of each task; null: all")
-    max_new_tokens: int | None = _key(None, "tokens per answer; null: as lm-eval's tasks say")
-    batch_size: int = _key(8, "backend hf: questions per rank in one forward pass", tuning=True)
-    allow_code_execution: bool = _key(False, "run programs that the model writes (mbpp, humaneval)")
+    name: str | None = key(None, "model under models/ to evaluate, or base; null: train.name")
+    benchmarks: list[str] = key(list(BENCHMARKS), "which of "
+                                + ", ".join(BENCHMARKS + CHINESE_BENCHMARKS))
+    backend: str = key("hf", "engine that answers: hf (transformers) or vllm")
+    data_dir: str | None = key(None, "benchmarks on disk in the hub's layout; null: from the hub")
+    limit: int | None = key(None, "first so many questions of each task; null: all")
+    max_new_tokens: int | None = key(None, "tokens per answer; null: as lm-eval's tasks say")
+    batch_size: int = key(8, "backend hf: questions per rank in one forward pass", tuning=True)
+    allow_code_execution: bool = key(False, "run programs that the model writes (mbpp, humaneval)")
 
     def __post_init__(self) -> None:
         for name in self.benchmarks:
-            _one_of("eval.benchmarks", name, BENCHMARKS + CHINESE_BENCHMARKS)
-        _one_of("eval.backend", self.backend, ("hf", "vllm"))
-        _require(bool(self.benchmarks), "eval.benchmarks", self.benchmarks,
-                 "at least one benchmark")
+            one_of("eval.benchmarks", name, BENCHMARKS + CHINESE_BENCHMARKS)
+        one_of("eval.backend", self.backend, ("hf", "vllm"))
+        require(bool(self.benchmarks), "eval.benchmarks", self.benchmarks,
+                "at least one benchmark")
         for name in ("limit", "max_new_tokens"):
-            _positive_or_none(f"eval.{name}", getattr(self, name))
-        _require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "1 or more")
+            positive_or_none(f"eval.{name}", getattr(self, name))
+        require(self.batch_size >= 1, "eval.batch_size", self.batch_size, "1 or more")
 
 
 @dataclass
 class Config:
-    output_dir: str = _key(MISSING, "the run folder: one pool and one backbone")
-    seed: int = _key(42, "of sampling, k-means and training")
-    chunk_size: int = _key(500, "records per file and unit of work in answers/ and the vectors")
+    output_dir: str = key(MISSING, "the run folder: one pool and one backbone")
+    seed: int = key(42, "of sampling, k-means and training")
+    chunk_size: int = key(500, "records per file and unit of work in answers/ and the vectors")
     model: ModelConfig = field(default_factory=ModelConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -334,25 +315,25 @@ class Config:
         return self.pool.decontaminate != "off" and self.eval.data_dir is not None
 
     def __post_init__(self) -> None:
-        _require(self.chunk_size >= 1, "chunk_size", self.chunk_size, "1 or more")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to below 2**32")
-        _require(bool(self.output_dir.strip()), "output_dir", self.output_dir, "a folder's name")
-        for key, value in flatten(self).items():
-            _require(not isinstance(value, float) or math.isfinite(value), key, value, "finite")
+        require(self.chunk_size >= 1, "chunk_size", self.chunk_size, "1 or more")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to below 2**32")
+        require(bool(self.output_dir.strip()), "output_dir", self.output_dir, "a folder's name")
+        for name, value in flatten(self).items():
+            require(not isinstance(value, float) or math.isfinite(value), name, value, "finite")
         if self.generation.sampler != "vllm":
             size = self.model.tensor_parallel_size
-            _require(size == 1, "model.tensor_parallel_size", size, "1 with generation.sampler "
+            require(size == 1, "model.tensor_parallel_size", size, "1 with generation.sampler "
                                                                     "transformers")
-            _require(not self.generation.batch_invariant, "generation.batch_invariant", True,
-                     "false with generation.sampler transformers")
+            require(not self.generation.batch_invariant, "generation.batch_invariant", True,
+                    "false with generation.sampler transformers")
         if self.embedding.source == "sampling":
             least = self.generation.max_model_len
-            _require(self.embedding.max_length >= least, "embedding.max_length",
-                     self.embedding.max_length, f"at least generation.max_model_len ({least}) with "
-                     "embedding.source sampling, which embeds answers whole")
+            require(self.embedding.max_length >= least, "embedding.max_length",
+                    self.embedding.max_length, f"at least generation.max_model_len ({least}) with "
+                    "embedding.source sampling, which embeds answers whole")
         window = self.selection.window
-        _require(window is None or window in self.embedding.windows, "selection.window", window,
-                 "null or a name in embedding.windows")
+        require(window is None or window in self.embedding.windows, "selection.window", window,
+                "null or a name in embedding.windows")
         self.selection.name = self.selection.name or self.selection.method
         file = self.train.subset_file()
         self.train.name = self.train.name or (
@@ -361,17 +342,17 @@ class Config:
         for key, prompt in (("prompt_file", "file"), ("system_prompt", "chat")):
             used = prompt in (self.generation.prompt, self.train.prompt)
             value = getattr(self.generation, key)
-            _require(value is None or used, f"generation.{key}", value,
-                     f"null, as neither generation.prompt nor train.prompt is {prompt}")
-        _require(self.generation.prompt_file is not None
-                 or "file" not in (self.generation.prompt, self.train.prompt),
-                 "generation.prompt_file", None, "a file, as a prompt is file")
+            require(value is None or used, f"generation.{key}", value,
+                    f"null, as neither generation.prompt nor train.prompt is {prompt}")
+        require(self.generation.prompt_file is not None
+                or "file" not in (self.generation.prompt, self.train.prompt),
+                "generation.prompt_file", None, "a file, as a prompt is file")
         self.eval.name = self.eval.name or self.train.name
         for section in ("selection", "train", "eval"):
             name = getattr(self, section).name
-            _require(_NAME.fullmatch(name) is not None, f"{section}.name", name, _NAME_RULE)
-        _require(self.train.name != "base", "train.name", "base",
-                 "another name: base is the backbone")
+            require(_NAME.fullmatch(name) is not None, f"{section}.name", name, _NAME_RULE)
+        require(self.train.name != "base", "train.name", "base",
+                "another name: base is the backbone")
 
 
 def _package_dir(name: str) -> str:

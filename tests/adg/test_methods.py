@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import RECORDS
 
-from adg import arrays, artifacts, methods, score_and_select
+from adg import arrays, artifacts, score_and_select
 from adg.geometry import anisotropy, centred_grams, dispersion
+from adg.methods import divergence
 from adg.selection import select_paper
 from adg.stages import needed_stages
 from generation import prepare_pool
@@ -143,7 +144,7 @@ def test_the_folder_of_subsets_is_a_data_set_for_others(config_file, stage, tmp_
 def test_blocks_change_nothing(tmp_path, monkeypatch):
     grams = centred_grams(np.random.default_rng(1).normal(size=(50, 5, 8))).astype(np.float32)
     arrays.write_array(tmp_path / "g/0.npy", grams)
-    whole = methods.score_grams(tmp_path / "g", 50, 0.4)
-    monkeypatch.setattr(methods, "_BLOCK", 7)
-    for name, values in methods.score_grams(tmp_path / "g", 50, 0.4).items():
+    whole = divergence.score_grams(tmp_path / "g", 50, 0.4)
+    monkeypatch.setattr(divergence, "_BLOCK", 7)
+    for name, values in divergence.score_grams(tmp_path / "g", 50, 0.4).items():
         assert (values == whole[name]).all()

@@ -29,8 +29,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adg import arrays, artifacts, geometry, methods  # noqa: E402
+from adg import arrays, artifacts, geometry  # noqa: E402
 from adg.geometry import centred_grams  # noqa: E402
+from adg.methods import divergence  # noqa: E402
 from adg.selection import select_paper  # noqa: E402
 
 K, BINS, CHUNK, LOOPED = 5, 1000, 500, 20_000
@@ -48,12 +49,12 @@ def main() -> None:
         grams, bins = Path(folder) / "run/answer_grams", np.load(Path(folder) / "run/bins.npy")
         files = artifacts.chunk_files(grams, "npy")[: LOOPED // CHUNK]
         sample = np.concatenate([np.load(path) for path in files])
-        scores = methods.score_grams(grams, n, 0.4)["score"]
+        scores = divergence.score_grams(grams, n, 0.4)["score"]
         command = [sys.executable, "-m", "adg.score_and_select", config, "--overwrite"]
         work = {
             "stage": lambda: subprocess.run(command, cwd=ROOT, check=True,
                                             stdout=subprocess.DEVNULL),
-            "scoring": lambda: methods.score_grams(grams, n, 0.4),
+            "scoring": lambda: divergence.score_grams(grams, n, 0.4),
             "choosing": lambda: select_paper(scores, bins, budget),
             "loop": lambda: score_one_by_one(sample),
             "bare loop": lambda: score_barely(sample),
@@ -100,7 +101,7 @@ def score_one_by_one(grams: np.ndarray) -> list[float]:
     place = [(Path("sample"), range(1))]
     scores = []
     for gram in grams:
-        methods.check_grams(gram[None], place)
+        divergence.check_grams(gram[None], place)
         geometry.num_answers(gram)
         scores.append(float(geometry.divergence_score(geometry.dispersion(gram),
                                                       geometry.anisotropy(gram))))

@@ -1,36 +1,23 @@
-"""What chooses the records of the subsets: the values of selection.method.
+"""Method adg: the answers' divergence.
 
 Shapes: N records of the pool, K answers each, B of them in a block.
 """
 
 import os
-import random
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from adg import arrays, geometry
 from adg.config import Config
 from adg.errors import InputError
+from adg.methods.choice import Choice
 from adg.records import Pool
-from adg.selection import RECIPES, Subsets, select_paper
+from adg.selection import RECIPES
 
 _BLOCK = 8192  # Gram matrices that one thread has at hand
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-
-
-class Choice(NamedTuple):
-    """What a method made of a pool: columns of scores.jsonl [N] (NaN: none), subsets, figures."""
-
-    columns: dict[str, np.ndarray]
-    subsets: Subsets
-    report: dict[str, Any]
-
-
-# adg
 
 
 def choose_by_divergence(folder: Path, pool: Pool, config: Config) -> Choice:
@@ -127,41 +114,3 @@ def _correlation(left: np.ndarray, right: np.ndarray) -> float | None:
     if len(left) < 2 or left.std() == 0 or right.std() == 0:
         return None
     return float(np.corrcoef(left, right)[0, 1])
-
-
-# Controls: they need the pool only
-
-
-def choose_at_random(folder: Path, pool: Pool, config: Config) -> Choice:
-    """Method random: top, middle and bottom are disjoint draws without replacement, by the seed."""
-    draw, budget = random.Random(config.seed), config.selection.budget
-    top = draw.sample(range(len(pool)), budget)
-    rest = np.setdiff1d(np.arange(len(pool)), top).tolist()
-    size = min(budget, len(rest) // 2)
-    controls = draw.sample(rest, 2 * size)
-    return _without_scores(pool, (top, controls[:size], controls[size:]))
-
-
-def choose_longest(folder: Path, pool: Pool, config: Config) -> Choice:
-    """Method longest: the score is the length of the record's output in characters; no bins."""
-    lengths = np.array([len(record["output"]) for record in pool], dtype=np.float64)
-    subsets = select_paper(lengths, np.zeros(len(pool), dtype=int), config.selection.budget)
-    return _without_scores(pool, subsets, score=lengths)
-
-
-def choose_all(folder: Path, pool: Pool, config: Config) -> Choice:
-    """Method all: top is the whole pool, whatever the budget; the controls are empty."""
-    return _without_scores(pool, (range(len(pool)), (), ()))
-
-
-def _without_scores(pool: Pool, subsets: Iterable, **columns: np.ndarray) -> Choice:
-    absent = np.full(len(pool), np.nan)
-    names = ("bin", "num_answers", "dispersion", "anisotropy", "score")
-    return Choice(dict.fromkeys(names, absent) | columns,
-                  Subsets(*(np.array(rows, dtype=np.int64) for rows in subsets)), {})
-
-
-METHODS: dict[str, Callable[[Path, Pool, Config], Choice]] = {
-    "adg": choose_by_divergence, "random": choose_at_random, "longest": choose_longest,
-    "all": choose_all,
-}

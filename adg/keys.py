@@ -1,0 +1,30 @@
+"""How a configuration key is declared and checked."""
+
+from dataclasses import field
+from typing import Any
+
+from adg.errors import InputError
+
+
+def key(default: Any, about: str, *, tuning: bool = False) -> Any:
+    """A key with its default and what it is, units included; `tuning`: no result depends on it."""
+    metadata = {"about": about, "tuning": tuning}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def require(holds: bool, key: str, value: Any, allowed: str) -> None:
+    """InputError that names the key and what is allowed, where a condition does not hold."""
+    if not holds:
+        raise InputError(f"{key} is {value!r}; it must be {allowed}")
+
+
+def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """InputError where a value is none of the allowed ones."""
+    require(value in allowed, key, value, " or ".join(allowed))
+
+
+def positive_or_none(key: str, value: int | None) -> None:
+    """InputError where a number is neither null nor 1 or more."""
+    require(value is None or value >= 1, key, value, "null or 1 or more")

@@ -1,0 +1,15 @@
+"""What chooses the records of the subsets: the values of selection.method, a file each."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from adg.config import Config
+from adg.methods.choice import Choice
+from adg.methods.controls import choose_all, choose_at_random, choose_longest
+from adg.methods.divergence import choose_by_divergence
+from adg.records import Pool
+
+METHODS: dict[str, Callable[[Path, Pool, Config], Choice]] = {
+    "adg": choose_by_divergence, "random": choose_at_random, "longest": choose_longest,
+    "all": choose_all,
+}
