@@ -339,10 +339,10 @@ class Config:
         self.train.name = self.train.name or (
             file.stem if file else f"{self.selection.name}-{self.train.subset}")
         self.train.prompt = self.train.prompt or self.generation.prompt
-        for key, prompt in (("prompt_file", "file"), ("system_prompt", "chat")):
+        for option, prompt in (("prompt_file", "file"), ("system_prompt", "chat")):
             used = prompt in (self.generation.prompt, self.train.prompt)
-            value = getattr(self.generation, key)
-            require(value is None or used, f"generation.{key}", value,
+            value = getattr(self.generation, option)
+            require(value is None or used, f"generation.{option}", value,
                     f"null, as neither generation.prompt nor train.prompt is {prompt}")
         require(self.generation.prompt_file is not None
                 or "file" not in (self.generation.prompt, self.train.prompt),
