@@ -36,7 +36,8 @@ _NAME_RULE = "up to 100 letters, digits, dots, - and _, the first a letter or di
 
 @dataclass
 class ModelConfig:
-    name_or_path: str = key(MISSING, "backbone: a hub name, a Hugging Face folder or a GGUF file")
+    name_or_path: str = key(MISSING, "backbone: a hub name (also owner/name@revision), a Hugging "
+                                    "Face folder or a GGUF file")
     dtype: str = key("bfloat16", "weights in every stage: bfloat16, float16 or float32")
     trust_remote_code: bool = key(False, "run Python code that comes with the model")
     tensor_parallel_size: int = key(1, "sample: GPUs that one engine spreads the model over",

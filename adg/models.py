@@ -12,14 +12,25 @@ from adg.errors import InputError
 
 _BLOCK = 1 << 16  # bytes of one sample of a weight file
 _BLOCKS = 64  # samples of a weight file that enter its identity
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHTS = (".safetensors", ".gguf", ".bin")
+_TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template",
+              "spiece", "sentencepiece")
 
 
 def source_of(name_or_path: str) -> Path:
     """The folder or GGUF file that a name or path stands for, downloaded from the hub if need be.
 
-    Raises InputError where there is no such folder, file or hub model.
+    Weights are safetensors or GGUF; a folder's pickle (pytorch_model.bin, or its index) is taken
+    only where the path names it. Raises InputError where there is no such folder, file or hub
+    model.
     """
     path = Path(name_or_path).expanduser()
+    if path.name in _PICKLES:
+        if not path.is_file():
+            raise InputError(f"model.name_or_path: {path} is not there")
+        _check_description(path.parent)
+        return path.parent
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"model.name_or_path: {path} is not there")
@@ -29,11 +40,25 @@ def source_of(name_or_path: str) -> Path:
         return path
     if path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
         raise InputError(f"model.name_or_path: {name_or_path} is neither a folder that is there, "
-                         f"nor a GGUF file, nor a hub name (owner/name)")
-    return _from_hub(name_or_path)
+                         f"nor a GGUF file, nor a hub name (owner/name or owner/name@revision)")
+    folder = _from_hub(name_or_path)
+    _check_folder(folder)
+    return folder
 
 
 def _check_folder(path: Path) -> None:
+    _check_description(path)
+    if any(path.glob("*.safetensors")):
+        return
+    pickles = [name for name in _PICKLES if (path / name).is_file()]
+    if pickles:
+        raise InputError(f"model.name_or_path: {path}/ holds its weights as a pickle, which can "
+                         f"run code when it is read: save them as safetensors, or, where you trust "
+                         f"it, give {path}/{pickles[0]}")
+    raise InputError(f"model.name_or_path: {path}/ holds no weights (*.safetensors)")
+
+
+def _check_description(path: Path) -> None:
     try:
         known = "model_type" in json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -43,8 +68,6 @@ def _check_folder(path: Path) -> None:
         known = False
     if not known:
         raise InputError(f"model.name_or_path: {path}/config.json describes no model")
-    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
-        raise InputError(f"model.name_or_path: {path}/ holds no weights")
 
 
 def _from_hub(name: str) -> Path:
@@ -52,29 +75,46 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+    owner_and_name, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(owner_and_name, revision=revision or None,
+                                      allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise InputError(f"model.name_or_path: {name} is no local folder, and the hub did not give "
                          f"it: {str(error).splitlines()[0]}") from None
 
 
 def identity(name_or_path: str) -> dict[str, str]:
-    """{"name", "sha256"} of a model: what tells its outputs from another model's.
+    """{"name", "sha256", "weights", "tokenizer"} of a model, of a hub's also "revision".
 
-    The hash covers the small files whole and, of each weight file, its size and 64 blocks of 64 KiB
-    spread evenly over it, so that it takes no longer for a large model than for a small one.
+    `sha256`, of all its files, tells its outputs from another model's; `weights` is over the weight
+    files and their index, `tokenizer` over what the tokenizer is made of. The small files enter
+    whole, of each weight file its size and 64 blocks of 64 KiB spread evenly over it, so that it
+    takes no longer for a large model than for a small one.
     """
     source = source_of(name_or_path)
     files = [source] if source.is_file() else sorted(source.glob("*"))
+    weights = [path for path in files if path.suffix in _WEIGHTS
+               or path.name.endswith(".index.json")]
+    found = {"name": source.name if source.is_file() else name_or_path, "sha256": _digest(files),
+             "weights": _digest(weights)}
+    tokenizer = [path for path in files if path.name.startswith(_TOKENIZER)]
+    if tokenizer:
+        found["tokenizer"] = _digest(tokenizer)
+    if source.parent.name == "snapshots":  # of the hub's cache: a folder a commit
+        found["revision"] = source.name
+    return found
+
+
+def _digest(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         if path.suffix in (".json", ".jinja", ".model", ".txt", ".py"):
             digest.update(f"{path.name}\n".encode() + path.read_bytes())
-        elif path.suffix in (".safetensors", ".gguf", ".bin"):
+        elif path.suffix in _WEIGHTS:
             digest.update(f"{path.name}\n".encode())
             _update_with_samples(digest, path)
-    return {"name": source.name if source.is_file() else name_or_path, "sha256": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def _update_with_samples(digest: Any, path: Path) -> None:

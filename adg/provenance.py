@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed
+from adg import artifacts, distributed, lock
 from adg.config import Config, to_yaml
 from adg.errors import InputError
 from adg.identity import Identities
@@ -244,8 +244,11 @@ class StageRun:
         """Record what is about to be made, before the first file of it is written.
 
         To be called when all has been checked: on --overwrite it removes what was there. The
-        other ranks wait until rank 0 has done so.
+        other ranks wait until rank 0 has done so. InputError where another run is at work.
         """
+        if distributed.rank() == 0:
+            lock.take(self.folder, self.label, reads=self._inputs_there(),
+                      writes=[name for run in (self, *self.parts) for name in run.outputs])
         if self.overwrite:
             with distributed.process_group():  # its end is a barrier: no rank sees the removal
                 if distributed.rank() == 0:
@@ -348,6 +351,7 @@ class StageRun:
             artifacts.drop_torn_line(log)
             record = self.record()
             if record["state"] == "finished":
+                lock.release(self.folder, self.label)
                 return
             counts |= (total := self._total_counts())
             record |= {"state": "finished", "extends": False,
@@ -362,6 +366,7 @@ class StageRun:
             log.flush()
             artifacts.write_json(self.record_path, record)
             self.identities.save()
+        lock.release(self.folder, self.label)
         noted = [f"{name.replace('_', ' ')}: {number}" for name, number in total.items()]
         if noted:
             noted.append(f"by chunk in {self.counts_path}/")

@@ -46,7 +46,7 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
         *(f"eval/adg-top/{name}.json" for name in (
             "bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval", "scores")),
         "train/adg-top/metrics.jsonl", "train/adg-top/loss.png", "provenance/sha256.json",
-        *(f"provenance/{name}.json" for name in (
+        *(f"provenance/{name}.{suffix}" for suffix in ("json", "lock") for name in (
             "prepare", "sample", "embed", "cluster", "select-adg", "finetune-adg-top",
             "evaluate-adg-top", "tables")),
         *(f"models/adg-top/{name}" for name in (

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,43 @@ def test_a_model_folder_is_taken_as_it_is_and_known_by_content(tiny_model: Path,
     assert identity(str(copy))["sha256"] == identity(str(tiny_model))["sha256"]
     (copy / "tokenizer_config.json").write_text("{}")
     assert identity(str(copy))["sha256"] != identity(str(tiny_model))["sha256"]
+
+
+def test_a_pickle_is_read_only_where_it_is_named(tiny_model: Path, tmp_path: Path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_model, folder)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="holds no weights"):
+        source_of(str(folder))
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="holds its weights as a pickle.*pytorch_model.bin"):
+        source_of(str(folder))
+    asked = source_of(str(folder / "pytorch_model.bin"))
+    assert asked == folder
+    again = AutoModelForCausalLM.from_pretrained(asked)
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    with pytest.raises(InputError, match="pytorch_model.bin.index.json is not there"):
+        source_of(str(folder / "pytorch_model.bin.index.json"))
+
+
+def test_a_hub_models_revision_is_known(tiny_model: Path, tmp_path: Path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(tiny_model, tmp_path / "models--owner--tiny/snapshots" / revision)
+    refs = tmp_path / "models--owner--tiny/refs"
+    refs.mkdir()
+    (refs / "v1").write_text(revision)
+    found = identity("owner/tiny@v1")
+    assert found["revision"] == revision and found["name"] == "owner/tiny@v1"
+    local = identity(str(tiny_model))
+    assert {key: found[key] for key in ("sha256", "weights", "tokenizer")} == {
+        key: local[key] for key in ("sha256", "weights", "tokenizer")}
+    assert "revision" not in local
+    with pytest.raises(InputError, match="owner/tiny is no local folder, and the hub"):
+        source_of("owner/tiny")  # main is not in the cache
