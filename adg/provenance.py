@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, lock
+from adg import artifacts, distributed, lock, watchdog
 from adg.config import Config, to_yaml
 from adg.errors import InputError
 from adg.identity import Identities
@@ -249,6 +249,9 @@ class StageRun:
         if distributed.rank() == 0:
             lock.take(self.folder, self.label, reads=self._inputs_there(),
                       writes=[name for run in (self, *self.parts) for name in run.outputs])
+        if self.stage.parallel:
+            rank = f" (rank {distributed.rank()})" if distributed.world_size() > 1 else ""
+            watchdog.start(f"{self.label}{rank}", self.config.stall_timeout)
         if self.overwrite:
             with distributed.process_group():  # its end is a barrier: no rank sees the removal
                 if distributed.rank() == 0:
@@ -344,6 +347,7 @@ class StageRun:
 
     def finish(self, *, records: int, **counts: Any) -> None:
         """Mark the stage done and append its line to log.jsonl; `records` is what this run did."""
+        watchdog.stop()
         seconds = time.monotonic() - self.started
         path = self.folder / "log.jsonl"
         with path.open("a+b") as log:

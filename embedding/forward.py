@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from adg import distributed
+from adg import distributed, watchdog
 from adg.errors import InputError
 from embedding import shared_prompts
 from embedding.pooling import LayerWindows
@@ -47,6 +47,7 @@ class Embedder:
             for batch in plan_batches(lengths, self.tokens_per_batch):
                 members = [chosen[position] for position in batch]
                 found = self._embed_batch([parts[i] for i in members])
+                watchdog.beat()
                 for i, own in zip(members, found, strict=True):
                     check_finite(own, parts[i])
                     vectors[firsts[i]: firsts[i + 1]] = own

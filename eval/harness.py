@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adg import distributed
+from adg import distributed, watchdog
 from adg.errors import InputError
 
 _SECONDS = 5.0  # for one program that the model wrote
@@ -163,6 +163,7 @@ def passes(program: str) -> bool:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # whatever the program started
             process.wait()
+            watchdog.beat()
 
 
 def _limit_resources() -> None:

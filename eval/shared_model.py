@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from adg import distributed
+from adg import distributed, watchdog
 from adg.config import Config
 from adg.errors import InputError
 
@@ -121,6 +121,17 @@ def _gathered(places: list[int], results: list) -> dict[int, Any]:
 # lm-eval's request cache
 
 
+class _Kept:
+    """Where lm-eval puts each result as soon as there is one."""
+
+    def __init__(self, known: Any) -> None:
+        self._known = known
+
+    def __setitem__(self, key: str, result: Any) -> None:
+        self._known[key] = result
+        watchdog.beat()
+
+
 @contextmanager
 def _remembering(model: Any, folder: Path | None) -> Iterator[None]:
     """Within, what `model` computes goes into this rank's part of the cache as it is done."""
@@ -130,7 +141,7 @@ def _remembering(model: Any, folder: Path | None) -> Iterator[None]:
         yield
         return
     with _opened(folder / f"{distributed.rank()}.sqlite") as known:
-        model.set_cache_hook(CacheHook(SimpleNamespace(dbdict=known)))
+        model.set_cache_hook(CacheHook(SimpleNamespace(dbdict=_Kept(known))))
         try:
             yield
         finally:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from adg import answer_vectors, artifacts, distributed, models, planning, provenance
+from adg import answer_vectors, artifacts, distributed, models, planning, provenance, watchdog
 from adg.checks import check_bins, check_budget
 from adg.command import parse_command
 from adg.config import Config
@@ -250,6 +250,7 @@ def draw(drafts: Iterator[Draft], sampler: Sampler) -> Iterator[Draft]:
                 yield request
 
     for place, answers in sampler.stream(requests()):
+        watchdog.beat()
         draft, number = places.pop(place)
         draft.put(number, answers)
         if not draft.requests:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from adg import distributed
+from adg import distributed, watchdog
 from adg.config import Config
 from adg.errors import InputError
 from generation.answers import Answer, Request, check_states, sampling_windows
@@ -92,6 +92,7 @@ class VllmSampler:
             if not drawing:
                 return
             finished = [output for output in engine.step() if output.finished]
+            watchdog.beat()
             answers = [[self._answer(drawn, output.prompt_token_ids) for drawn in output.outputs]
                        for output in finished]
             if self._windows and finished:

@@ -1,5 +1,6 @@
 """What the Trainer tells in a run: progress for people, metrics for machines, whole checkpoints."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from adg import artifacts, distributed
+from adg import artifacts, distributed, watchdog
+from adg.errors import InputError
 
 
 class Speed:
@@ -56,13 +58,26 @@ class Progress(TrainerCallback):
 
         self._speed.start(int(state.num_input_tokens_seen))
 
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        watchdog.beat()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        watchdog.beat()
         self._bar.update(min(self._batch_size, self._total - self._bar.n))
         self._rates = self._speed.step(int(state.num_input_tokens_seen))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None,
                **_: Any) -> None:
-        if distributed.rank() == 0 and logs and "loss" in logs:
+        """InputError, on every rank, where the loss is no number; before a checkpoint is made."""
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise InputError(
+                f"fine-tuning stopped: the loss of step {state.global_step} is {logs['loss']}. No "
+                f"model was saved, and the checkpoints in {args.output_dir} may be spoilt: lower "
+                f"train.learning_rate ({args.learning_rate:g}), use model.dtype=bfloat16 or "
+                f"float32, look at the subset for odd records, and train anew with --overwrite")
+        if distributed.rank() == 0:
             self._bar.set_postfix_str(
                 f"loss {logs['loss']:.3f}, lr {logs['learning_rate']:.1e}, "
                 f"{self._rates['tokens_per_second']:,.0f} tokens/s, "

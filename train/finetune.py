@@ -205,7 +205,8 @@ def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path
         warmup_steps=settings.warmup_ratio,  # below 1 it is a share of the steps
         bf16=config.model.dtype == "bfloat16", fp16=config.model.dtype == "float16",
         gradient_checkpointing=settings.gradient_checkpointing, deepspeed=settings.deepspeed,
-        logging_steps=1, save_strategy="steps", save_steps=settings.save_steps,
+        logging_steps=1, logging_nan_inf_filter=False,
+        save_strategy="steps", save_steps=settings.save_steps,
         save_total_limit=settings.keep_checkpoints, report_to="none", remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
         include_num_input_tokens_seen="non_padding",

@@ -73,6 +73,16 @@ def test_train_stop_and_go_on(config_file, with_subset, tiny_model):
         assert [row[name] for row in resumed] == [row[name] for row in metrics]
 
 
+def test_a_loss_that_is_no_number_ends_it_before_it_is_kept(config_file, with_subset):
+    path = config_file(train={"learning_rate": 1e30, "warmup_ratio": 0.0, "save_steps": 2})
+    result = command("train.finetune", path)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "error: fine-tuning stopped: the loss of step 2 is nan" in result.stderr
+    assert "lower train.learning_rate (1e+30)" in result.stderr
+    assert not (with_subset / "models").exists()
+    assert not list((with_subset / "train/adg-top").glob("checkpoint-*"))
+
+
 def plain_loop(model: Path, batches: Path, *, batch_size: int, epochs: int,
                learning_rate: float) -> list[float]:
     """Losses of AdamW on the recorded batches, without Trainer and DeepSpeed (paper, set-up)."""
