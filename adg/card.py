@@ -34,7 +34,7 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any]) -> 
             front += [f"- config_name: {name}", f"  data_files: {name}.json"]
     generation, weight = config.generation, config.selection.anisotropy_weight
     how = _METHODS[config.selection.method].format(
-        k=generation.num_answers, temperature=generation.temperature, top_p=generation.top_p,
+        k=config.selection.num_answers or generation.num_answers, temperature=generation.temperature, top_p=generation.top_p,
         tokens=generation.max_new_tokens, d=1 - weight, i=weight,
         bins=config.clustering.num_bins, recipe=config.selection.recipe)
     body = [f"# {config.selection.name}: {sizes['top']:,} of the records of "

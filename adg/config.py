@@ -219,6 +219,8 @@ class SelectionConfig:
     recipe: str = key("paper", "adg: how bins share the budget: paper (largest remainder, exact) "
                                 "or released (the release's quotas: other sizes than asked)")
     budget: int = key(10000, "records in each subset")
+    num_answers: int | None = key(None, "adg: the first so many answers alone, as if no more had "
+                                        "been drawn; null: all of generation.num_answers")
     anisotropy_weight: float = key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
                                          "0: D alone, 1: I alone")
 
@@ -226,6 +228,8 @@ class SelectionConfig:
         one_of("selection.method", self.method, ("adg", "random", "longest", "all"))
         one_of("selection.recipe", self.recipe, ("paper", "released"))
         require(self.budget >= 1, "selection.budget", self.budget, "1 or more")
+        require(self.num_answers is None or self.num_answers >= 2, "selection.num_answers",
+                self.num_answers, "null or 2 or more")
         weight = self.anisotropy_weight
         require(0 <= weight <= 1, "selection.anisotropy_weight", weight, "from 0 to 1")
 
@@ -335,6 +339,9 @@ class Config:
             require(self.embedding.max_length >= least, "embedding.max_length",
                     self.embedding.max_length, f"at least generation.max_model_len ({least}) with "
                     "embedding.source sampling, which embeds answers whole")
+        drawn, used = self.generation.num_answers, self.selection.num_answers
+        require(used is None or used <= drawn, "selection.num_answers", used,
+                f"at most generation.num_answers ({drawn})")
         window = self.selection.window
         require(window is None or window in self.embedding.windows, "selection.window", window,
                 "null or a name in embedding.windows")

@@ -28,6 +28,23 @@ def centred_grams(vectors: np.ndarray) -> np.ndarray:
     return centred @ np.swapaxes(centred, -1, -2)
 
 
+def first_answers(grams: np.ndarray, count: int) -> np.ndarray:
+    """The Gram matrices that the first `count` answers alone have: [..., K, K] -> [..., k, k].
+
+    Float64, centred anew on their own mean, which is exact: the other answers entered by the mean
+    alone. count is from 2 to K.
+    """
+    grams = np.asarray(grams, dtype=np.float64)[..., :count, :count]
+    missing = np.isnan(np.diagonal(grams, axis1=-2, axis2=-1))                         # [..., k]
+    hidden = missing[..., :, None] | missing[..., None, :]
+    known = np.where(hidden, 0.0, grams)
+    number = np.maximum((~missing).sum(axis=-1), 1)[..., None, None]
+    rows = known.sum(axis=-1, keepdims=True) / number
+    centred = known - rows - np.swapaxes(rows, -1, -2) + known.sum(
+        axis=(-2, -1), keepdims=True) / number**2
+    return np.where(hidden, np.nan, centred)
+
+
 def num_answers(grams: np.ndarray) -> np.ndarray:
     """How many answers of each record have a vector: [..., K, K] -> [...] int."""
     return (~np.isnan(np.diagonal(grams, axis1=-2, axis2=-1))).sum(axis=-1)

@@ -129,7 +129,8 @@ def _variant(records: dict[str, dict], method: str, backbone: str, selected: dic
                      published["backbones"])
     if chooser and chooser != backbone:
         yield f"selected by {chooser}"
-    number = drawn.get("parameters", {}).get("generation.num_answers", 5)
+    number = (selected.get("selection.num_answers")
+              or drawn.get("parameters", {}).get("generation.num_answers", 5))
     if number != 5:
         yield f"K = {number}"
     settings = embedded.get("parameters", {})

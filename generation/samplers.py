@@ -5,6 +5,7 @@ seed + k, so it does not depend on the batch, the order or the rank it is drawn 
 """
 
 import os
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,8 +92,7 @@ class VllmSampler:
                                    self.parameters(request))
             if not drawing:
                 return
-            finished = [output for output in engine.step() if output.finished]
-            watchdog.beat()
+            finished = [output for output in self._step() if output.finished]
             answers = [[self._answer(drawn, output.prompt_token_ids) for drawn in output.outputs]
                        for output in finished]
             if self._windows and finished:
@@ -100,6 +100,21 @@ class VllmSampler:
             for output, own in zip(finished, answers, strict=True):
                 del drawing[int(output.request_id)]
                 yield int(output.request_id), own
+
+    def _step(self) -> list:
+        """What one step of the engine gave; InputError that says how to go on where it failed."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            outputs = self.llm.llm_engine.step()
+        except (RuntimeError, TimeoutError, EngineDeadError) as error:
+            traceback.print_exc()
+            advice = _what_to_lower(error, distributed.count_gpus() > 0) \
+                if _is_about_memory(error) else f"vLLM failed ({type(error).__name__}: {error})"
+            raise InputError(f"{advice}. The chunks in answers/ are whole, and the same command "
+                             f"goes on with the others") from None
+        watchdog.beat()
+        return outputs
 
     def parameters(self, request: Request) -> Any:
         """A request's SamplingParams."""
@@ -149,7 +164,7 @@ def _is_about_memory(error: Exception) -> bool:
 def _what_to_lower(error: Exception, on_gpu: bool) -> str:
     room = "raise generation.gpu_memory_utilization" if on_gpu else (
         "raise VLLM_CPU_KVCACHE_SPACE (GiB, in the environment)")
-    return (f"vLLM did not start for lack of memory: {' '.join(str(error).split())} -- lower "
+    return (f"vLLM has not enough memory: {' '.join(str(error).split())} -- lower "
             f"generation.max_model_len or generation.max_num_seqs, {room}, or spread the model "
             f"over more GPUs with model.tensor_parallel_size")
 

@@ -25,7 +25,8 @@ def choose_by_divergence(folder: Path, pool: Pool, config: Config) -> Choice:
     settings = config.selection
     bins = read_bins(folder / "bins.npy", len(pool))
     grams = f"window_grams/{settings.window}" if settings.window else "answer_grams"
-    columns = score_grams(folder / grams, len(pool), settings.anisotropy_weight)
+    columns = score_grams(folder / grams, len(pool), settings.anisotropy_weight,
+                          first=settings.num_answers)
     select = RECIPES[settings.recipe]
     subsets = select(columns["score"], bins, settings.budget)
     alone = {f"{term}_alone": len(np.intersect1d(
@@ -44,16 +45,20 @@ def read_bins(path: Path, num_records: int) -> np.ndarray:
     return bins
 
 
-def score_grams(folder: Path, num_records: int, anisotropy_weight: float) -> dict[str, np.ndarray]:
+def score_grams(folder: Path, num_records: int, anisotropy_weight: float, *,
+                first: int | None = None) -> dict[str, np.ndarray]:
     """{"num_answers", "dispersion", "anisotropy", "score"}, each [N], from a folder of Grams.
 
-    Block by block, in as many threads as there are processors.
+    Block by block, in as many threads as there are processors. `first`: of the first so many
+    answers alone.
     """
     blocks = arrays.array_blocks(folder, num_records, row_dims=2, block_size=_BLOCK)
 
     def measure(block: arrays.Block) -> tuple[np.ndarray, ...]:
         grams = arrays.read_block(block)                                             # [B, K, K]
         check_grams(grams, block)
+        if first is not None:
+            grams = geometry.first_answers(grams, first)
         return geometry.num_answers(grams), geometry.dispersion(grams), geometry.anisotropy(grams)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:

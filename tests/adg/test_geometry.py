@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from adg.geometry import anisotropy, centred_grams, dispersion, divergence_score, num_answers
+from adg.geometry import (
+    anisotropy,
+    centred_grams,
+    dispersion,
+    divergence_score,
+    first_answers,
+    num_answers,
+)
 
 
 def test_two_orthogonal_answers_by_hand():
@@ -36,6 +43,17 @@ def test_near_identical_answers_keep_their_shape_in_float32():
     squared = np.linalg.svd(units - units.mean(0), compute_uv=False) ** 2
     stored = centred_grams(cloud).astype(np.float32)
     assert anisotropy(stored) == pytest.approx(1 - squared.max() / squared.sum(), abs=1e-6)
+
+
+def test_the_first_answers_are_as_if_no_more_had_been_drawn():
+    clouds = np.random.default_rng(3).normal(size=(3, 10, 16)) + 5
+    clouds[1, 1], clouds[2, :3] = np.nan, np.nan
+    stored = centred_grams(clouds).astype(np.float32)
+    for count in (2, 3, 7, 10):
+        found, expected = first_answers(stored, count), centred_grams(clouds[:, :count])
+        assert found.shape == (3, count, count)
+        np.testing.assert_allclose(found, expected, atol=1e-7)
+        np.testing.assert_allclose(anisotropy(found), anisotropy(expected), atol=1e-6)
 
 
 def test_identical_answers_have_neither_spread_nor_shape():
