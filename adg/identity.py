@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from adg import artifacts, models
 from adg.config import Config
 from adg.errors import InputError
+from adg.method_facts import FACTS
 from adg.stages import model_of
 
 _BLOCK = 1 << 20  # bytes that are read at once
@@ -118,17 +120,19 @@ class Identities:
 
         Raises InputError where it is not there.
         """
-        if name in ("model", "train.model"):
+        facts = FACTS[self._config.selection.method]
+        if name in ("model", "train.model", *facts.models):
             return models.identity(model_of(name, self._config))
         if name == "pool.path" and (found := self._pool()) is not None:
             return found
-        if name in ("pool.path", "train.subset", "train.deepspeed"):
-            given = {"pool.path": self._config.pool.path,
-                     "train.subset": self._config.train.subset,
-                     "train.deepspeed": self._config.train.deepspeed}
-            path = Path(given[name])
+        given = {name: name for name in ("pool.path", "train.subset", "train.deepspeed")}
+        if (key := (given | facts.files).get(name)) is not None:
+            value = reduce(getattr, key.split("."), self._config)
+            if value is None:
+                return None
+            path = Path(value)
             if not path.is_file():
-                raise InputError(f"{name}: {path} is not there")
+                raise InputError(f"{key}: {path} is not there")
             return {"name": path.name, "sha256": self._hashes.file(path)}
         if self._config.eval.data_dir is None:
             return None

@@ -1,4 +1,4 @@
-"""All eight stages through the one command: files, restart after a kill, nothing twice, errors."""
+"""The stages of method adg through the one command: files, restart after a kill, nothing twice, errors."""
 
 import json
 import os

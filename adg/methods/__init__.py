@@ -7,9 +7,10 @@ from adg.config import Config
 from adg.methods.choice import Choice
 from adg.methods.controls import choose_all, choose_at_random, choose_longest
 from adg.methods.divergence import choose_by_divergence
+from adg.methods.ifd import choose_by_ifd
 from adg.records import Pool
 
 METHODS: dict[str, Callable[[Path, Pool, Config], Choice]] = {
     "adg": choose_by_divergence, "random": choose_at_random, "longest": choose_longest,
-    "all": choose_all,
+    "all": choose_all, "ifd": choose_by_ifd,
 }
