@@ -75,6 +75,16 @@ FACTS = {
         measure_inputs=("measure.model",),
         models={"measure.model": "selection.ifd.model_name_or_path"},
     ),
+    "scar": MethodFacts(
+        "SCAR",
+        "The records of the highest score of {model}, which ranks by how consistent the "
+        "style of their outputs is (SCAR).",
+        inputs=(_MEASURED,),
+        measure_keys=("model.trust_remote_code", "selection.scar.encoder_name_or_path",
+                      "selection.scar.max_length"),
+        measure_inputs=("measure.ranker",),
+        models={"measure.ranker": "selection.scar.model_name_or_path"},
+    ),
 }
 
 

@@ -37,6 +37,7 @@ class Measurer(Protocol):
 
 MEASURERS = {  # {method: "module:function" of what loads its measurer by the configuration}
     "ifd": "baselines.losses:load_ifd",
+    "scar": "baselines.ranker:StyleScores",
 }
 
 
