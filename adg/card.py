@@ -5,19 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from adg.config import Config
+from adg.method_facts import FACTS
+from adg.stages import model_of
 
 _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
-_METHODS = {
-    "adg": "Chosen by answer divergence (ADG): the backbone answered each instruction {k} times "
-           "(temperature {temperature:g}, top-p {top_p:g}, at most {tokens} tokens); dispersion D "
-           "and anisotropy I of the answers' hidden states make the score s = {d:g} D + {i:g} I, "
-           "and each of {bins} semantic bins gives in proportion to its size (recipe {recipe}).",
-    "random": "Drawn at random, without replacement.",
-    "longest": "The records with the longest outputs, in characters.",
-    "all": "The whole pool.",
-}
-_ABOUT = {"top": "the highest scores of each bin", "middle": "those in the middle, as a control",
-          "bottom": "the lowest, as a control"}
+_ABOUT = {"top": "what the method chose", "middle": "the middle of its ranking, as a control",
+          "bottom": "the end of its ranking, as a control"}
 
 
 def dataset_info(config: Config, sizes: dict[str, int]) -> dict[str, Any]:
@@ -33,8 +26,12 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any]) -> 
         if size:
             front += [f"- config_name: {name}", f"  data_files: {name}.json"]
     generation, weight = config.generation, config.selection.anisotropy_weight
-    how = _METHODS[config.selection.method].format(
-        k=config.selection.num_answers or generation.num_answers, temperature=generation.temperature, top_p=generation.top_p,
+    facts = FACTS[config.selection.method]
+    models = [_public(model_of(name, config)) for name in facts.models]
+    how = facts.about.format(
+        model=" and ".join(models),
+        k=config.selection.num_answers or generation.num_answers,
+        temperature=generation.temperature, top_p=generation.top_p,
         tokens=generation.max_new_tokens, d=1 - weight, i=weight,
         bins=config.clustering.num_bins, recipe=config.selection.recipe)
     body = [f"# {config.selection.name}: {sizes['top']:,} of the records of "

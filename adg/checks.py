@@ -5,6 +5,7 @@ from pathlib import Path
 
 from adg.config import Config
 from adg.errors import InputError
+from adg.method_facts import FACTS
 
 CODE_BENCHMARKS = ("mbpp", "humaneval")  # run programs that the model writes
 
@@ -41,7 +42,7 @@ def check_bins(config: Config, num_records: int) -> None:
 
 def check_budget(config: Config, num_records: int) -> None:
     """InputError where there are fewer records than the budget asks for."""
-    if config.selection.method != "all":
+    if FACTS[config.selection.method].heeds_budget:
         _at_most("selection.budget", config.selection.budget, num_records)
 
 

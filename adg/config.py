@@ -7,7 +7,6 @@ marked as tuning changes speed or memory only: changing it makes no result stale
 import difflib
 import importlib.util
 import math
-import re
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import reduce
@@ -19,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from adg.errors import InputError
-from adg.keys import key, one_of, positive_or_none, require
+from adg.keys import DTYPES, NAME_RULE, is_name, key, one_of, positive_or_none, require
+from adg.selection_config import SelectionConfig
 
 PROMPTS = ("alpaca", "alpaca_no_input", "chat", "plain", "file")
 HUB = "hf:"  # what pool.path begins with where it names a hub data set
@@ -28,10 +28,6 @@ POOL_SCHEMAS = ("alpaca", "dolly", "sharegpt", "wizardlm", "messages", "self_ins
 SUBSETS = ("top", "middle", "bottom")
 BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")  # of the main table
 CHINESE_BENCHMARKS = ("cmmlu", "ceval-valid")
-
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a folder, and of a file in provenance/
-_NAME_RULE = "up to 100 letters, digits, dots, - and _, the first a letter or digit"
 
 
 @dataclass
@@ -44,7 +40,7 @@ class ModelConfig:
                                     tuning=True)
 
     def __post_init__(self) -> None:
-        one_of("model.dtype", self.dtype, ("bfloat16", "float16", "float32"))
+        one_of("model.dtype", self.dtype, DTYPES)
         size = self.tensor_parallel_size
         require(size >= 1, "model.tensor_parallel_size", size, "1 or more")
 
@@ -170,8 +166,8 @@ class EmbeddingConfig:
         one_of("embedding.source", self.source, ("forward", "sampling"))
         for name, layers in {"": self.layers, **self.windows}.items():
             key = f"embedding.windows.{name}" if name else "embedding.layers"
-            require(not name or _NAME.fullmatch(name) is not None, "embedding.windows", name,
-                    f"named by {_NAME_RULE}")
+            require(not name or is_name(name), "embedding.windows", name,
+                    f"named by {NAME_RULE}")
             require(bool(layers), key, layers, "at least one layer")
             require(len(set(layers)) == len(layers), key, layers, "layers that differ")
         require(self.check_answers >= 0, "embedding.check_answers", self.check_answers,
@@ -207,31 +203,6 @@ class ClusteringConfig:
             require(value >= 1, f"clustering.{name}", value, "1 or more")
         share = self.max_batch_share
         require(0 < share <= 1, "clustering.max_batch_share", share, "above 0 and at most 1")
-
-
-@dataclass
-class SelectionConfig:
-    name: str | None = key(None, "folder under subsets/; null: the method's name")
-    method: str = key("adg", "what chooses the records: adg, random, longest (output in "
-                              "characters) or all (the whole pool, whatever the budget)")
-    window: str | None = key(None, "adg: which of embedding.windows scores; null: "
-                                    "embedding.layers")
-    recipe: str = key("paper", "adg: how bins share the budget: paper (largest remainder, exact) "
-                                "or released (the release's quotas: other sizes than asked)")
-    budget: int = key(10000, "records in each subset")
-    num_answers: int | None = key(None, "adg: the first so many answers alone, as if no more had "
-                                        "been drawn; null: all of generation.num_answers")
-    anisotropy_weight: float = key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
-                                         "0: D alone, 1: I alone")
-
-    def __post_init__(self) -> None:
-        one_of("selection.method", self.method, ("adg", "random", "longest", "all"))
-        one_of("selection.recipe", self.recipe, ("paper", "released"))
-        require(self.budget >= 1, "selection.budget", self.budget, "1 or more")
-        require(self.num_answers is None or self.num_answers >= 2, "selection.num_answers",
-                self.num_answers, "null or 2 or more")
-        weight = self.anisotropy_weight
-        require(0 <= weight <= 1, "selection.anisotropy_weight", weight, "from 0 to 1")
 
 
 @dataclass
@@ -345,7 +316,9 @@ class Config:
         window = self.selection.window
         require(window is None or window in self.embedding.windows, "selection.window", window,
                 "null or a name in embedding.windows")
-        self.selection.name = self.selection.name or self.selection.method
+        self.selection.fill_in_names()
+        if self.selection.method == "zip" and self.selection.zip.source is None:
+            self.selection.zip.source = Path(self.pool.path.removeprefix(HUB)).name.split(".")[0]
         file = self.train.subset_file()
         self.train.name = self.train.name or (
             file.stem if file else f"{self.selection.name}-{self.train.subset}")
@@ -361,7 +334,7 @@ class Config:
         self.eval.name = self.eval.name or self.train.name
         for section in ("selection", "train", "eval"):
             name = getattr(self, section).name
-            require(_NAME.fullmatch(name) is not None, f"{section}.name", name, _NAME_RULE)
+            require(is_name(name), f"{section}.name", name, NAME_RULE)
         require(self.train.name != "base", "train.name", "base",
                 "another name: base is the backbone")
 

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from adg import artifacts, models
 from adg.config import Config
 from adg.errors import InputError
+from adg.method_facts import FACTS
 from adg.stages import model_of
 
 _BLOCK = 1 << 20  # bytes that are read at once
@@ -72,6 +74,14 @@ def visible_files(folder: Path) -> list[Path]:
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
+def _beside(path: Path) -> list[Path]:
+    """The files of a folder, or a .npy and the .json beside it; none where it is a file alone."""
+    names = path.with_suffix(".json")
+    if path.suffix == ".npy" and path.is_file() and names.is_file():
+        return [path, names]
+    return visible_files(path) if path.is_dir() else []
+
+
 class Identities:
     """The identity of everything that a stage of one run folder reads or writes."""
 
@@ -118,19 +128,23 @@ class Identities:
 
         Raises InputError where it is not there.
         """
-        if name in ("model", "train.model"):
+        facts = FACTS[self._config.selection.method]
+        if name in ("model", "train.model", *facts.models):
             return models.identity(model_of(name, self._config))
         if name == "pool.path" and (found := self._pool()) is not None:
             return found
-        if name in ("pool.path", "train.subset", "train.deepspeed"):
-            given = {"pool.path": self._config.pool.path,
-                     "train.subset": self._config.train.subset,
-                     "train.deepspeed": self._config.train.deepspeed}
-            path = Path(given[name])
+        given = {name: name for name in ("pool.path", "train.subset", "train.deepspeed")}
+        if (key := (given | facts.files).get(name)) is not None:
+            value = reduce(getattr, key.split("."), self._config)
+            if value is None:
+                return None
+            path = Path(value)
+            if name in facts.files and (files := _beside(path)):
+                return {"name": path.name, "sha256": self._hashes.tree(path.parent, files)}
             if not path.is_file():
-                raise InputError(f"{name}: {path} is not there")
+                raise InputError(f"{key}: {path} is not there")
             return {"name": path.name, "sha256": self._hashes.file(path)}
-        if self._config.eval.data_dir is None:
+        if name != "eval.data_dir" or self._config.eval.data_dir is None:
             return None
         folder = Path(self._config.eval.data_dir)
         if not folder.is_dir():

@@ -1,9 +1,14 @@
 """How a configuration key is declared and checked."""
 
+import re
 from dataclasses import field
 from typing import Any
 
 from adg.errors import InputError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a folder, and of a file in provenance/
+NAME_RULE = "up to 100 letters, digits, dots, - and _, the first a letter or digit"
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 def key(default: Any, about: str, *, tuning: bool = False) -> Any:
@@ -28,3 +33,8 @@ def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 def positive_or_none(key: str, value: int | None) -> None:
     """InputError where a number is neither null nor 1 or more."""
     require(value is None or value >= 1, key, value, "null or 1 or more")
+
+
+def is_name(value: str) -> bool:
+    """Whether a value can name a folder of the run (NAME_RULE)."""
+    return _NAME.fullmatch(value) is not None

@@ -41,9 +41,7 @@ def source_of(name_or_path: str) -> Path:
     if path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
         raise InputError(f"model.name_or_path: {name_or_path} is neither a folder that is there, "
                          f"nor a GGUF file, nor a hub name (owner/name or owner/name@revision)")
-    folder = _from_hub(name_or_path)
-    _check_folder(folder)
-    return folder
+    return _from_hub(name_or_path)
 
 
 def _check_folder(path: Path) -> None:
@@ -77,11 +75,16 @@ def _from_hub(name: str) -> Path:
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
     owner_and_name, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(owner_and_name, revision=revision or None,
-                                      allow_patterns=patterns))
+        folder = Path(snapshot_download(owner_and_name, revision=revision or None,
+                                        allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise InputError(f"model.name_or_path: {name} is no local folder, and the hub did not give "
                          f"it: {str(error).splitlines()[0]}") from None
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"model.name_or_path: {name} on the hub has no safetensors, and nothing "
+                         f"else is fetched: where you trust it, `hf download {name} --local-dir "
+                         f"DIR`, and give DIR/pytorch_model.bin")
+    return folder
 
 
 def identity(name_or_path: str) -> dict[str, str]:

@@ -27,6 +27,7 @@ from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import die_with_parent, run_script
 from adg.errors import InputError
+from adg.method_facts import FACTS
 from adg.provenance import StageRun
 from adg.records import Pool
 from adg.stages import STAGES, model_of, needed_stages
@@ -51,7 +52,7 @@ def main() -> None:
                 print(f"[{name}] cannot say yet: {error}")
                 return
             raise
-        if name in ("sample", "embed"):
+        if name in ("sample", "embed", "measure"):
             check_pool_size(stages, config)
         own = ranks_for(name, config, ranks)
         print(f"\n[{name}] starts" + (f" on {own} ranks" if STAGES[name].parallel else ""),
@@ -92,6 +93,9 @@ def check_ahead(stages: list[str], config: Config, ranks: int) -> None:
         raise InputError(f"pool.path: {config.pool.path} is not there")
     if "sample" in stages or "embed" in stages:
         models.source_of(config.model.name_or_path)
+    if "measure" in stages:
+        for name in FACTS[config.selection.method].models:
+            models.source_of(model_of(name, config))
     if "finetune" in stages:
         accumulation_steps(config, ranks)
         check_deepspeed_file(config)
@@ -146,7 +150,8 @@ def layout() -> tuple[int, dict[str, str]]:
 def ranks_for(name: str, config: Config, ranks: int) -> int:
     """The ranks of one stage: fewer where each takes several GPUs, unless NPROC says how many."""
     gpus = {"sample": config.model.tensor_parallel_size,
-            "embed": config.embedding.gpus_per_model}.get(name, 1)
+            "embed": config.embedding.gpus_per_model,
+            "measure": config.embedding.gpus_per_model}.get(name, 1)
     return ranks if "NPROC" in os.environ else max(1, ranks // gpus)
 
 

@@ -60,7 +60,8 @@ def _time(run: StageRun, records: int) -> str:
 def _last_speed(run: StageRun) -> tuple[float, str] | None:
     """Records/s of this stage's last line in log.jsonl, scaled to this number of ranks."""
     lines = [line for line in read_log(run.folder)
-             if line["stage"] == run.name and line["records_per_second"] > 0]
+             if line["stage"] == run.name and line["records_per_second"] > 0
+             and (run.name != "measure" or line["label"] == run.label)]  # each has its own speed
     if not lines:
         return None
     found = lines[-1]

@@ -10,12 +10,12 @@ from adg.config import GenerationConfig
 from adg.errors import InputError
 from adg.records import instruction_text
 
-_ALPACA_WITH_INPUT = (
+ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "
     "context. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
 )
-_ALPACA = (
+ALPACA = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:"
@@ -72,8 +72,8 @@ class Prompter:
             self._chat_ids if template == "chat" else self._template_ids)
         self._drops_input = template == "alpaca_no_input"
         self._templates = {
-            "alpaca": lambda: (_ALPACA_WITH_INPUT, _ALPACA),
-            "alpaca_no_input": lambda: (_ALPACA, _ALPACA),
+            "alpaca": lambda: (ALPACA_WITH_INPUT, ALPACA),
+            "alpaca_no_input": lambda: (ALPACA, ALPACA),
             "plain": lambda: ("{text}\n", "{text}\n"),
             "file": lambda: read_template(Path(settings.prompt_file)),
             "chat": lambda: None,

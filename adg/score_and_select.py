@@ -1,11 +1,13 @@
 """Stage select: from Gram matrices and bins to scores and the top, middle and bottom subsets.
 
 Reads   pool.jsonl                            N records
-        bins.npy                              int32 [N]              } selection.method=adg only:
-        answer_grams/*.npy                    float32 [n, K, K]      } the others need the pool
-        answers/*.jsonl                       only copied into the subsets; may be absent
+        bins.npy                              int32 [N]              } selection.method=adg only
+        answer_grams/*.npy                    float32 [n, K, K]      }
+        answers/*.jsonl                       only copied into its subsets; may be absent
+        measures/NAME/*                       what another method measured of each record
 Writes  subsets/NAME/top.json, middle.json, bottom.json
-        subsets/NAME/scores.jsonl             a line per record: bin, dispersion, anisotropy, score
+        subsets/NAME/scores.jsonl             a line per record: bin, dispersion, anisotropy,
+                                              score, and the method's own columns
         subsets/NAME/dataset_info.json        LLaMA-Factory's
         subsets/NAME/README.md                the hub's data card
 
@@ -22,6 +24,7 @@ from adg.checks import check_budget
 from adg.command import parse_command
 from adg.distributed import run_script, say
 from adg.methods import METHODS, Choice
+from adg.methods.choice import words
 from adg.records import Answers, Pool
 from adg.stages import inputs_of
 
@@ -87,7 +90,9 @@ def show(choice: Choice, unscored: list[str]) -> None:
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in choice.subsets._asdict().items())
     report = choice.report
     say(f"[select] {sizes}" + (f"; {report['scored']} records scored, {report['unscored']} not"
-                               if report else ""))
+                               if "unscored" in report else ""))
+    if "dropped" in report:
+        say(f"[select] {report['kept']} records kept, dropped: {words(report['dropped'])}")
     if 0 < len(choice.subsets.middle) < len(choice.subsets.top):
         say("[select] note: middle and bottom are smaller than top")
     if unscored:

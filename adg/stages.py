@@ -1,10 +1,12 @@
-"""The eight stages in order: what each reads, writes, depends on. `adg.provenance` acts on it."""
+"""The nine stages in order: what each reads, writes, depends on. `adg.provenance` acts on it."""
 
 import hashlib
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 from adg.config import TUNING_KEYS, Config, flatten
+from adg.method_facts import EVERY, FACTS, outside_inputs
 from adg.prompts import read_template
 
 
@@ -13,8 +15,8 @@ class Stage:
     """What the pipeline knows of a stage.
 
     Inputs and outputs are paths in the run folder (a folder ends in /), inputs also names of things
-    outside it (OUTSIDE). `{selection}`, `{train}`, `{eval}` and `{subset}` stand for the
-    configuration's names, `{benchmark}` for each of its benchmarks, `{window}` for each of its
+    outside it (OUTSIDE). `{selection}`, `{measure}`, `{train}`, `{eval}` and `{subset}` stand for
+    the configuration's names, `{benchmark}` for each of its benchmarks, `{window}` for each of its
     further windows of layers.
     """
 
@@ -31,7 +33,7 @@ class Stage:
 
 
 OUTSIDE = ("pool.path", "model", "train.subset", "train.model", "train.deepspeed",
-           "eval.data_dir")
+           "eval.data_dir", *outside_inputs())
 
 _SUBSETS = tuple(f"subsets/{{selection}}/{name}"
                  for name in ("scores.jsonl", "top.json", "middle.json", "bottom.json",
@@ -66,10 +68,14 @@ STAGES = {
         "embedding.cluster", keys=("seed", "clustering"),
         inputs=("pool.jsonl", "instruction_embeddings/"), outputs=("bins.npy",),
     ),
-    "select": Stage(
-        "adg.score_and_select", keys=("seed", "selection"), instance="{selection}",
-        inputs=("pool.jsonl", "bins.npy", "answer_grams/"), optional_inputs=("answers/",),
-        outputs=_SUBSETS,
+    "measure": Stage(  # of a selection's method, which adds keys and inputs (adg.method_facts)
+        "baselines.measure", parallel=True, dear=True, grows=("pool.jsonl",),
+        keys=("chunk_size", "selection.method"), instance="{measure}",
+        inputs=("pool.jsonl",), outputs=("measures/{measure}/",),
+    ),
+    "select": Stage(  # as measure
+        "adg.score_and_select", keys=EVERY, instance="{selection}",
+        inputs=("pool.jsonl",), outputs=_SUBSETS,
     ),
     "finetune": Stage(
         "train.finetune", parallel=True, dear=True, instance="{train}",
@@ -96,25 +102,27 @@ def fill_in(template: str, config: Config) -> str:
     """A path template with the configuration's names."""
     return template.format(selection=config.selection.name, train=config.train.name,
                            eval=config.eval.name, subset=config.train.subset,
+                           measure=config.selection.measure or "",
                            benchmark="{benchmark}", window="{window}")
 
 
 def inputs_of(name: str, config: Config) -> tuple[list[str], list[str]]:
     """(required, optional) inputs of a stage, their names filled in."""
-    stage = STAGES[name]
-    if name == "select" and config.selection.method != "adg":
-        return ["pool.jsonl"], []
-    if name == "select" and config.selection.window is not None:
-        grams = f"window_grams/{config.selection.window}/"
-        return ["pool.jsonl", "bins.npy", grams], list(stage.optional_inputs)
+    stage, facts = STAGES[name], FACTS[config.selection.method]
+    added, optional = {"select": (facts.inputs, facts.optional_inputs),
+                       "measure": (facts.measure_inputs, ())}.get(name, ((), ()))
     if name == "prepare" and config.pool.decontaminate == "off":
         return list(stage.inputs), []
-    required = [fill_in(template, config) for template in stage.inputs]
+    required = [fill_in(template, config) for template in (*stage.inputs, *added)]
+    if name == "select" and config.selection.window is not None:
+        required = [f"window_grams/{config.selection.window}/" if own == "answer_grams/" else own
+                    for own in required]
     if name == "evaluate" and config.eval.name == "base":
         required = ["model"]
     if name == "finetune" and config.train.subset_file() is not None:
         required[0] = "train.subset"
-    return required, [fill_in(template, config) for template in stage.optional_inputs]
+    return required, [fill_in(template, config)
+                      for template in (*stage.optional_inputs, *optional)]
 
 
 def needed_stages(config: Config) -> list[str]:
@@ -129,6 +137,8 @@ def needed_stages(config: Config) -> list[str]:
 def outputs_of(name: str, config: Config) -> list[str]:
     """The outputs of a stage, their names filled in."""
     found = []
+    if name == "measure" and not FACTS[config.selection.method].measures():
+        return found
     for template in STAGES[name].outputs:
         path = fill_in(template, config)
         many = {"{benchmark}": config.eval.benchmarks, "{window}": config.embedding.windows}
@@ -142,10 +152,13 @@ def outputs_of(name: str, config: Config) -> list[str]:
 def parameters_of(name: str, config: Config) -> dict[str, object]:
     """{"section.key": value} of the keys that decide a stage's output."""
     names = {f"{section}.name" for section in ("selection", "train", "eval")}
+    facts = FACTS[config.selection.method]
+    keys = (*STAGES[name].keys,
+            *{"select": facts.keys, "measure": facts.measure_keys}.get(name, ()))
     return {key: _with_content(value) if key == "generation.prompt_file" else value
             for key, value in flatten(config).items()
             if key not in TUNING_KEYS | names
-            and any(key == own or key.startswith(own + ".") for own in STAGES[name].keys)}
+            and any(key == own or key.startswith(own + ".") for own in keys)}
 
 
 def _with_content(path: str | None) -> str | None:
@@ -166,7 +179,9 @@ def producer_of(artefact: str) -> str | None:
 
 
 def model_of(name: str, config: Config) -> str:
-    """The name or path of the model that `model` or `train.model` stands for."""
+    """The name or path of the model that `model`, `train.model` or a method's input stands for."""
+    if name in (models := FACTS[config.selection.method].models):
+        return reduce(getattr, models[name].split("."), config) or config.model.name_or_path
     if name == "train.model" and config.train.model_name_or_path:
         return config.train.model_name_or_path
     return config.model.name_or_path

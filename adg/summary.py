@@ -16,6 +16,7 @@ from adg.config import Config, load_config
 from adg.distributed import run_script
 from adg.errors import InputError
 from adg.history import read_log
+from adg.methods.choice import words
 from adg.stages import STAGES, fill_in, outputs_of
 
 _EXAMPLES = 3  # records shown from each end of the ranking
@@ -41,7 +42,7 @@ def summarise(run: Path, config: Config) -> list[str]:
     log = last_lines(run, config)
     parts = []
     if "prepare" in log:
-        parts += [_title("Records"), _records(log)]
+        parts += [_title("Records"), _records(log, config)]
     if "select" in log:
         subsets = run / "subsets" / config.selection.name
         if config.selection.method == "adg":
@@ -65,7 +66,7 @@ def _title(text: str) -> str:
     return f"\n== {text} " + "=" * max(0, _WIDTH - len(text) - 4)
 
 
-def _records(log: dict[str, dict]) -> str:
+def _records(log: dict[str, dict], config: Config) -> str:
     prepare = log["prepare"]
     left_out = [(number, kind) for kind in ("rejected", "dropped_duplicates")
                 if (number := prepare.get(kind)) or kind == "rejected"]
@@ -76,6 +77,9 @@ def _records(log: dict[str, dict]) -> str:
         sizes = ", ".join(f"{name} {size}" for name, size in log["select"]["subset_sizes"].items())
         if "scored" in log["select"]:
             text += f"; {log['select']['scored']} scored"
+        if "dropped" in log["select"]:
+            text += (f"; {log['select']['kept']} kept by {config.selection.method}, dropped: "
+                     + words(log["select"]["dropped"]))
         text += f"; {sizes}"
     return text
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from adg import distributed, models
+from adg.batching import TOKENS_PER_BATCH
 from adg.config import Config
 from adg.errors import InputError
 from adg.layers import windows_of
 from embedding.forward import Embedder
 from embedding.sequences import Encoder
 
-TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 1024}
 _GIB = 2**30
 _ROOM = 0.95  # share of a device's free memory that weights may take
 

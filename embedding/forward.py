@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from adg import distributed, watchdog
+from adg.batching import plan_batches
 from adg.errors import InputError
 from embedding import shared_prompts
 from embedding.pooling import LayerWindows
@@ -162,16 +163,6 @@ def separate(row: Row) -> list[Row]:
     """A row for each text, with the prompt before it."""
     return [Row([], [row.prompt + text], [[0.0] * len(row.prompt) + weights])
             for text, weights in zip(row.texts, row.weights, strict=True)]
-
-
-def plan_batches(lengths: list[int], tokens_per_batch: int) -> list[list[int]]:
-    """Positions of each batch: longest first, padded size at most tokens_per_batch (or one)."""
-    batches: list[list[int]] = []
-    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > tokens_per_batch:
-            batches.append([])
-        batches[-1].append(position)
-    return batches
 
 
 def pad(batch: list[Row]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from adg.errors import InputError
 from adg.history import read_records
+from adg.method_facts import FACTS
 from eval.benchmarks import BENCHMARKS, GROUPS
 
 PUBLISHED = Path(__file__).with_name("published.json")
 COLUMNS = {name: benchmark.title for name, benchmark in BENCHMARKS.items()} | {
     group: group for group in (*GROUPS, "Average")}  # {key: title}
-_METHODS = {"adg": "ADG", "random": "Random", "longest": "Longest", "all": "All Data"}
 _BUDGET = 10_000
 
 
@@ -111,12 +111,14 @@ def identify(records: dict[str, dict], name: str, published: dict) -> Identity:
     path = next(source for source in tuned["inputs"] if source.startswith("subsets/"))
     selection, subset = path.split("/")[1], Path(path).stem
     selected = records[f"select {selection}"].get("parameters", {})
-    method = _METHODS.get(selected.get("selection.method"), selection)
+    facts = FACTS.get(selected.get("selection.method"))
+    method = facts.title if facts else selection
+    budget = "selection.budget" in selected and (facts is None or facts.heeds_budget)
     pool = records["prepare"].get("inputs", {}).get("pool.path", {}).get("name", "")
     return Identity(
         method if subset == "top" else f"{method}, {subset}", backbone,
         _known(pool, published["pools"]),
-        f"{selected['selection.budget']:,}" if selected and method != "All Data" else "",
+        f"{selected['selection.budget']:,}" if budget else "",
         ", ".join(_variant(records, method, backbone, selected, published)))
 
 

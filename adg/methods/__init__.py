@@ -5,11 +5,17 @@ from pathlib import Path
 
 from adg.config import Config
 from adg.methods.choice import Choice
+from adg.methods.compression import choose_by_compression
 from adg.methods.controls import choose_all, choose_at_random, choose_longest
 from adg.methods.divergence import choose_by_divergence
+from adg.methods.ifd import choose_by_ifd
+from adg.methods.mig import choose_by_information_gain
+from adg.methods.scar import choose_by_style
 from adg.records import Pool
 
 METHODS: dict[str, Callable[[Path, Pool, Config], Choice]] = {
     "adg": choose_by_divergence, "random": choose_at_random, "longest": choose_longest,
-    "all": choose_all,
+    "all": choose_all, "ifd": choose_by_ifd, "zip": choose_by_compression,
+    "mig": choose_by_information_gain,
+    "scar": choose_by_style,
 }

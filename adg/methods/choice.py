@@ -19,6 +19,11 @@ class Choice(NamedTuple):
     report: dict[str, Any]
 
 
+def words(counts: dict[str, int]) -> str:
+    """Counts by what they count, those above 0: "3 empty, 12 too long"."""
+    return ", ".join(f"{number} {what}" for what, number in counts.items() if number) or "none"
+
+
 def without_divergence(pool: Pool, subsets: Sequence[Sequence[int]], report: dict[str, Any],
                        **columns: np.ndarray) -> Choice:
     """The choice of a method that knows no answers: ADG's columns are empty unless given."""

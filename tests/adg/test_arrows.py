@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("generation", "embedding", "train", "eval")
+STAGES = ("generation", "embedding", "baselines", "train", "eval")
 ALLOWED = {"adg": {"adg"}, **{folder: {"adg", folder} for folder in STAGES}}
 HOME = {"vllm": {"generation", "eval"}, "deepspeed": {"train"}, "lm_eval": {"eval"}}
 HEAVY = {"vllm", "deepspeed", "lm_eval"}

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,11 +87,17 @@ def test_shipped_configurations_load(path: Path):
     assert flatten(load_config(path, []))["output_dir"] == f"runs/{path.stem}"
 
 
+def paths(given: dict, prefix: str = "") -> Iterator[str]:
+    for name, value in given.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from paths(value, f"{prefix}{name}.")
+
+
 @pytest.mark.parametrize("name", ["paper", "released"])
 def test_a_recipe_spells_out_every_value(name: str):
     given = yaml.safe_load((ROOT / f"configs/base/{name}.yaml").read_text())
-    spelt = {f"{section}.{key}" for section, values in given.items() if isinstance(values, dict)
-             for key in values} | given.keys()
+    spelt = set(paths(given))
     own = {"output_dir", "model.name_or_path", "pool.path"}  # of each experiment
     names = {"selection.name", "train.name", "train.model_name_or_path", "eval.name"}
     assert {key for key, *_ in describe_keys()} - spelt == own | names  # those by what they name

@@ -5,10 +5,11 @@ import pytest
 import torch
 from transformers import AutoModel, Qwen2Config, Qwen2Model
 
+from adg.batching import plan_batches
 from adg.errors import InputError
 from adg.layers import window_layers
 from embedding import shared_prompts
-from embedding.forward import Embedder, length, plan_batches, separate
+from embedding.forward import Embedder, length, separate
 from embedding.sequences import Row
 
 LAST_FOUR = [-4, -3, -2, -1]

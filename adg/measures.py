@@ -1,0 +1,52 @@
+"""What stage measure wrote of each record: rows in pool order, and vectors of some methods."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adg import arrays, artifacts
+from adg.config import Config
+from adg.errors import InputError
+from adg.records import Pool
+
+
+def folder_of(run: Path, config: Config) -> Path:
+    """The folder of the configured measure."""
+    return run / "measures" / config.selection.measure
+
+
+class Measures(artifacts.JsonlRows):
+    """The rows of measures/NAME/, each checked against its record of the pool."""
+
+    def __init__(self, run: Path, pool: Pool, config: Config) -> None:
+        self.folder = folder_of(run, config)
+        super().__init__(self.folder)
+        self._pool = pool
+        if len(self) != len(pool):
+            raise InputError(f"{self.folder}/ holds {len(self)} rows, but pool.jsonl has "
+                             f"{len(pool)} records: it belongs to another pool, or a chunk is "
+                             f"missing")
+
+    def columns(self, *names: str) -> list[list[Any]]:
+        """The values [N] of each of `names`, in pool order; InputError where a row lacks one."""
+        found: list[list[Any]] = [[] for _ in names]
+        for record, (row, where) in zip(self._pool, self.numbered(range(len(self))), strict=True):
+            if row.get("id") != record["id"]:
+                raise InputError(f"{where}: id is {row.get('id')!r}, but {record['id']!r} in that "
+                                 f"row of pool.jsonl: this is the measure of another pool")
+            for values, name in zip(found, names, strict=True):
+                if name not in row:
+                    raise InputError(f"{where}: {name} is not there: this is the measure of "
+                                     f"another method, or mend the row")
+                values.append(row[name])
+        return found
+
+    def numbers(self, *names: str) -> list[np.ndarray]:
+        """Columns of numbers, float64 [N] each; NaN where there is none."""
+        return [np.array(values, dtype=np.float64) for values in self.columns(*names)]
+
+    def vectors(self) -> np.ndarray:
+        """The records' vectors, float32 [N, H]."""
+        blocks = arrays.array_blocks(self.folder, len(self), row_dims=1, block_size=1 << 13)
+        return np.concatenate([arrays.read_block(block) for block in blocks])

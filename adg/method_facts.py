@@ -1,0 +1,94 @@
+"""What the pipeline knows of each value of selection.method: names, keys, inputs, models.
+
+How a method chooses is in adg/methods/, what it measures of each record in baselines/.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """One method, but for how it chooses.
+
+    Inputs are as in adg.stages: paths in the run folder, `{measure}` for the name of its measure,
+    or names of what lies outside it, which `models` and `files` tie to configuration keys.
+    """
+
+    title: str  # in tables
+    about: str  # a sentence for the data card; its {names} are those that adg.card fills in
+    keys: tuple[str, ...] = ()  # keys or sections that decide the choice, but for _EVERY's
+    inputs: tuple[str, ...] = ()  # of stage select, beside pool.jsonl
+    optional_inputs: tuple[str, ...] = ()
+    measure_keys: tuple[str, ...] = ()  # keys or sections that decide what stage measure writes
+    measure_inputs: tuple[str, ...] = ()  # of stage measure, beside pool.jsonl
+    models: dict[str, str] = field(default_factory=dict)  # {input outside the run: key of a model}
+    files: dict[str, str] = field(default_factory=dict)  # {input outside the run: key of a path}
+    heeds_budget: bool = True
+
+    def measures(self) -> bool:
+        """Whether stage measure comes before the choice."""
+        return _MEASURED in self.inputs
+
+
+_MEASURED = "measures/{measure}/"
+EVERY = ("seed", "selection.method", "selection.budget")  # keys of every method
+
+FACTS = {
+    "adg": MethodFacts(
+        "ADG",
+        "Chosen by answer divergence (ADG): the backbone answered each instruction {k} times "
+        "(temperature {temperature:g}, top-p {top_p:g}, at most {tokens} tokens); dispersion D "
+        "and anisotropy I of the answers' hidden states make the score s = {d:g} D + {i:g} I, "
+        "and each of {bins} semantic bins gives in proportion to its size (recipe {recipe}).",
+        keys=("selection.window", "selection.recipe", "selection.num_answers",
+              "selection.anisotropy_weight"),
+        inputs=("bins.npy", "answer_grams/"), optional_inputs=("answers/",),
+    ),
+    "random": MethodFacts("Random", "Drawn at random, without replacement."),
+    "longest": MethodFacts("Longest", "The records with the longest outputs, in characters."),
+    "all": MethodFacts("All Data", "The whole pool.", heeds_budget=False),
+    "zip": MethodFacts(
+        "ZIP",
+        "Chosen for variety by compression (ZIP): round after round those records that zlib "
+        "compresses least together with all that was chosen before, and with each other.",
+        keys=("selection.zip",),
+    ),
+    "mig": MethodFacts(
+        "MIG",
+        "Chosen by information gain on a graph of labels (MIG): a record gives its score, the mean "
+        "of quality times complexity, to its tags and to tags of like meaning, and what a label "
+        "has gathered already counts less.",
+        keys=tuple(f"selection.mig.{key}" for key in (
+            "threshold", "prop_weight", "norm", "phi", "phi_a", "phi_b", "phi_alpha")),
+        inputs=("select.tag_vectors",),
+        optional_inputs=("select.annotations", "select.valid_tags"),
+        files={f"select.{key}": f"selection.mig.{key}"
+               for key in ("tag_vectors", "annotations", "valid_tags")},
+    ),
+    "ifd": MethodFacts(
+        "IFD",
+        "The records of the highest instruction-following difficulty (IFD) of at most 1: the loss "
+        "of the output after the instruction, divided by its loss alone, both of {model}.",
+        keys=("selection.ifd.recipe",), inputs=(_MEASURED,),
+        measure_keys=("model.dtype", "model.trust_remote_code", "selection.ifd.prompt",
+                      "selection.ifd.max_length", "selection.ifd.recipe"),
+        measure_inputs=("measure.model",),
+        models={"measure.model": "selection.ifd.model_name_or_path"},
+    ),
+    "scar": MethodFacts(
+        "SCAR",
+        "The records of the highest score of {model}, which ranks by how consistent the "
+        "style of their outputs is (SCAR).",
+        inputs=(_MEASURED,),
+        measure_keys=("model.trust_remote_code", "selection.scar.encoder_name_or_path",
+                      "selection.scar.max_length"),
+        measure_inputs=("measure.ranker",),
+        models={"measure.ranker": "selection.scar.model_name_or_path"},
+    ),
+}
+
+
+def outside_inputs() -> tuple[str, ...]:
+    """The names of all that methods read from outside the run folder."""
+    return tuple(dict.fromkeys(name for facts in FACTS.values()
+                               for name in (*facts.models, *facts.files)))

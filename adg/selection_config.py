@@ -1,0 +1,134 @@
+"""The configuration's section `selection`: a key or a section for what each method asks."""
+
+from dataclasses import dataclass, field
+
+from adg.keys import NAME_RULE, is_name, key, one_of, require
+from adg.method_facts import FACTS
+
+
+@dataclass
+class IfdConfig:
+    model_name_or_path: str | None = key(None, "what measures: a hub name, folder or GGUF file, as "
+                                                "a pre-experienced model; null: the backbone")
+    prompt: str = key("alpaca", "template around a record: alpaca, or wiz (Vicuna's short form)")
+    max_length: int = key(512, "tokens of prompt and output; longer ones lose their end")
+    recipe: str = key("intended", "output alone: intended (the tokens that are scored after the "
+                                   "prompt too) or released (cut as for the authors' tokenizer, "
+                                   "and what is longer then is dropped)")
+
+    def __post_init__(self) -> None:
+        one_of("selection.ifd.prompt", self.prompt, ("alpaca", "wiz"))
+        one_of("selection.ifd.recipe", self.recipe, ("intended", "released"))
+        least = self.max_length
+        require(least >= 2, "selection.ifd.max_length", least, "2 or more")
+
+
+@dataclass
+class ZipConfig:
+    recipe: str = key("intended", "intended (exactly the budget, no record twice) or released "
+                                   "(rounded up to whole rounds; where candidates run out, some "
+                                   "come twice)")
+    candidates: int = key(10000, "records of the lowest ratio that a round tries (k1)")
+    shortlist: int = key(200, "of these, the lowest with all that is picked, from which a round "
+                               "picks (k2)")
+    picks_per_round: int = key(100, "picks of a round (k3)")
+    source: str | None = key(None, "what each record's text, which is compressed, names as its "
+                                    "source; null: the pool's file name without its ending")
+
+    def __post_init__(self) -> None:
+        one_of("selection.zip.recipe", self.recipe, ("intended", "released"))
+        low, middle, high = self.picks_per_round, self.shortlist, self.candidates
+        require(low >= 1, "selection.zip.picks_per_round", low, "1 or more")
+        require(middle >= low, "selection.zip.shortlist", middle,
+                f"at least selection.zip.picks_per_round ({low})")
+        require(high >= middle, "selection.zip.candidates", high,
+                f"at least selection.zip.shortlist ({middle})")
+
+
+@dataclass
+class MigConfig:
+    annotations: str | None = key(None, "tags, quality_scores and complexity_scores by id: a "
+                                         "JSONL file or a folder of them; null: the records' own")
+    tag_vectors: str | None = key(None, "vectors of the tags: a .npy [tags, H] with a .json of "
+                                         "their names beside it, or a folder with vectors.npy and "
+                                         "tags.json")
+    valid_tags: str | None = key(None, "JSON array of the tags that count; null: all")
+    threshold: float = key(0.9, "cosine similarity from which two tags are alike")
+    prop_weight: float = key(1.0, "weight of like tags beside the tag itself")
+    norm: bool = key(False, "divide a record's score by the number of its tags")
+    phi: str = key("pow", "what a label is worth that has gathered x: pow, (x + a)^b, or exp, "
+                           "1 - exp(-alpha x)")
+    phi_a: float = key(1e-6, "phi pow: a")
+    phi_b: float = key(0.8, "phi pow: b")
+    phi_alpha: float = key(1.0, "phi exp: alpha")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.threshold <= 1, "selection.mig.threshold", self.threshold,
+                "from 0 to 1")
+        require(self.prop_weight >= 0, "selection.mig.prop_weight", self.prop_weight, "0 or more")
+        one_of("selection.mig.phi", self.phi, ("pow", "exp"))
+        for name in ("phi_a", "phi_b", "phi_alpha"):
+            allowed = "above 0 and at most 1" if name == "phi_b" else "above 0"
+            value = getattr(self, name)
+            require(value > 0 and (name != "phi_b" or value <= 1), f"selection.mig.{name}", value,
+                    allowed)
+
+
+@dataclass
+class ScarConfig:
+    model_name_or_path: str = key("lizhuang144/scar-roberta-base", "ranker with its tokenizer: a "
+                                                                    "folder or hub name, or "
+                                                                    "DIR/pytorch_model.bin")
+    encoder_name_or_path: str | None = key(None, "folder or hub name of its encoder, whose weights "
+                                                  "the ranker replaces; null: the one that its "
+                                                  "config.json names")
+    max_length: int = key(512, "tokens of instruction and input, and of the output; longer ones "
+                                "lose their end")
+    batch_size: int = key(32, "records of one forward pass", tuning=True)
+
+    def __post_init__(self) -> None:
+        require(self.max_length >= 2, "selection.scar.max_length", self.max_length, "2 or more")
+        require(self.batch_size >= 2, "selection.scar.batch_size", self.batch_size,
+                "2 or more: the package fails on a batch of one record")
+
+
+@dataclass
+class SelectionConfig:
+    name: str | None = key(None, "folder under subsets/; null: the method's name")
+    method: str = key("adg", "what chooses the records: " + ", ".join(FACTS) + " (longest: output "
+                              "in characters; all: the whole pool, whatever the budget)")
+    measure: str | None = key(None, "folder under measures/ of a method that measures; null: the "
+                                     "method's name")
+    window: str | None = key(None, "adg: which of embedding.windows scores; null: "
+                                    "embedding.layers")
+    recipe: str = key("paper", "adg: how bins share the budget: paper (largest remainder, exact) "
+                                "or released (the release's quotas: other sizes than asked)")
+    budget: int = key(10000, "records in each subset")
+    num_answers: int | None = key(None, "adg: the first so many answers alone, as if no more had "
+                                        "been drawn; null: all of generation.num_answers")
+    anisotropy_weight: float = key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
+                                         "0: D alone, 1: I alone")
+    ifd: IfdConfig = field(default_factory=IfdConfig)
+    zip: ZipConfig = field(default_factory=ZipConfig)
+    mig: MigConfig = field(default_factory=MigConfig)
+    scar: ScarConfig = field(default_factory=ScarConfig)
+
+    def __post_init__(self) -> None:
+        one_of("selection.method", self.method, tuple(FACTS))
+        one_of("selection.recipe", self.recipe, ("paper", "released"))
+        require(self.budget >= 1, "selection.budget", self.budget, "1 or more")
+        require(self.num_answers is None or self.num_answers >= 2, "selection.num_answers",
+                self.num_answers, "null or 2 or more")
+        weight = self.anisotropy_weight
+        require(0 <= weight <= 1, "selection.anisotropy_weight", weight, "from 0 to 1")
+        require(self.method != "mig" or self.mig.tag_vectors is not None,
+                "selection.mig.tag_vectors", None, "a file or folder with selection.method mig")
+
+    def fill_in_names(self) -> None:
+        """Give what is named by its method its name."""
+        self.name = self.name or self.method
+        if FACTS[self.method].measures():
+            self.measure = self.measure or self.method
+            require(is_name(self.measure), "selection.measure", self.measure, NAME_RULE)
+        require(self.measure is None or FACTS[self.method].measures(), "selection.measure",
+                self.measure, f"null with selection.method {self.method}, which measures nothing")

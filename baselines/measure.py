@@ -1,0 +1,117 @@
+"""Stage measure: what a method other than ADG needs of a model, for each record of the pool.
+
+Reads   pool.jsonl                N records
+Writes  measures/NAME/*.jsonl     a line per record: {"id": ..., what selection.method measures}
+        measures/NAME/*.npy       float32 [n, H], the records' vectors, of a method that has them
+
+NAME is selection.measure, by default the method. Stage select then chooses by these files.
+
+    python -m baselines.measure configs/demo.yaml selection.method=ifd
+    torchrun --nproc_per_node=2 -m baselines.measure configs/demo.yaml selection.method=ifd
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from adg import arrays, artifacts, distributed, measures, planning, provenance
+from adg.command import parse_command
+from adg.config import Config
+from adg.errors import InputError
+from adg.records import Pool
+from adg.stages import inputs_of, model_of
+
+VECTOR = "vector"  # the key of a row under which a measurer gives a vector [H]
+_ROW = 400  # bytes of a row, about
+
+
+class Measurer(Protocol):
+    """A model, loaded, and what one method asks of it."""
+
+    def measure(self, records: list[dict]) -> list[dict]:
+        """What there is to know of each record, without its id; a vector under VECTOR."""
+
+
+MEASURERS = {  # {method: "module:function" of what loads its measurer by the configuration}
+    "ifd": "baselines.losses:load_ifd",
+    "scar": "baselines.ranker:StyleScores",
+}
+
+
+def main() -> None:
+    command = parse_command(__doc__)
+    config = command.config
+    method = config.selection.method
+    if method not in MEASURERS:
+        raise InputError(f"selection.method is {method}, which measures nothing; those that do: "
+                         f"{', '.join(MEASURERS)}")
+    run = provenance.begin("measure", config, overwrite=command.overwrite)
+    if run is None:
+        return
+    pool = Pool(run.folder)
+    folder = measures.folder_of(run.folder, config)
+    chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
+
+    def missing() -> list[int]:
+        return [i for i in range(len(chunks)) if rows_there(folder, i) < len(chunks[i])]
+
+    if command.dry_run:
+        plan(run, len(pool), chunks, list(range(len(chunks))) if command.overwrite else missing())
+        return
+    run.start()
+    to_do = missing()
+    mine = distributed.my_share(to_do)
+    if mine:
+        measurer = loader(method)(config)
+        with distributed.progress("measure", sum(len(chunks[i]) for i in mine)) as progress:
+            for i in mine:
+                complete(folder, i, pool.rows(chunks[i]), measurer)
+                progress.update(len(chunks[i]))
+    if not missing():
+        run.finish(records=sum(len(chunks[i]) for i in to_do))
+
+
+def loader(method: str) -> Callable[[Config], Measurer]:
+    """What loads a method's measurer; its module is imported here and not before."""
+    module, function = MEASURERS[method].split(":")
+    return getattr(import_module(module), function)
+
+
+def rows_there(folder: Path, index: int) -> int:
+    """How many records of a chunk have been measured."""
+    path = folder / artifacts.chunk_name(index, "jsonl")
+    return len(artifacts.JsonlRows(path)) if path.is_file() else 0
+
+
+def plan(run: provenance.StageRun, num_records: int, chunks: list[range],
+         missing: list[int]) -> None:
+    """Say what there is to do."""
+    config = run.config
+    outside = [name for name in inputs_of("measure", config)[0] if name.startswith("measure.")]
+    records = sum(len(chunks[i]) for i in missing)
+    planning.show(run, {
+        "records": f"{records:,} of {num_records:,} to do",
+        "method": config.selection.method,
+        **{name.removeprefix("measure."): model_of(name, config) for name in outside},
+    }, records=records, disk=_ROW * records, chunks=chunks, missing=missing)
+
+
+def complete(folder: Path, index: int, records: list[dict], measurer: Measurer) -> None:
+    """Write what a chunk of `records` lacks, after what is there; its vectors first."""
+    after = rows_there(folder, index)
+    path = folder / artifacts.chunk_name(index, "jsonl")
+    rows = measurer.measure(records[after:])
+    vectors = [row.pop(VECTOR) for row in rows if VECTOR in row]
+    if vectors:
+        arrays.write_array(path.with_suffix(".npy"), np.array(vectors, np.float32), after=after)
+    lines = [*(artifacts.JsonlRows(path) if after else ()),
+             *({"id": record["id"]} | row
+               for record, row in zip(records[after:], rows, strict=True))]
+    artifacts.write_jsonl(path, lines)
+
+
+if __name__ == "__main__":
+    distributed.run_script(main)

@@ -1,0 +1,81 @@
+"""IFD and SuperFiltering against what their releases gave, where those numbers are at hand.
+
+ADG_REFERENCE, or shared/reference beside the project, holds baselines/ifd.json and
+baselines/superfiltering.json, and the small models behind them.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from adg import artifacts, score_and_select
+from adg.errors import InputError
+from baselines import measure
+
+REFERENCE = Path(os.environ.get("ADG_REFERENCE", ROOT.parent / "shared" / "reference"))
+pytestmark = pytest.mark.skipif(not (REFERENCE / "baselines/ifd.json").is_file(),
+                                reason="the releases' numbers are not at hand")
+MODELS = ("tiny-llama", "tiny-qwen2")
+
+
+def cases(name: str) -> dict:
+    return json.loads((REFERENCE / "baselines" / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def run(stage, tmp_path: Path):
+    """Runs stages on the reference's records: run(module, *overrides)."""
+    artifacts.write_jsonl(tmp_path / "pool.jsonl", (
+        {"id": str(i)} | {name: record.get(name) or "" for name in
+                          ("instruction", "input", "output")}
+        for i, record in enumerate(cases("ifd.json")["records"])))
+
+    def start(module: object, *overrides: str) -> None:
+        stage(module, ROOT / "configs/llama3_alpaca_gpt4.yaml", f"output_dir={tmp_path}",
+              "model.dtype=float32", *overrides)
+
+    return start
+
+
+def chosen(folder: Path, name: str) -> list[int]:
+    return [int(record["id"]) for record in json.loads(
+        (folder / f"subsets/{name}/top.json").read_text())]
+
+
+def column(folder: Path, name: str) -> np.ndarray:
+    return np.array([row[name] for row in artifacts.JsonlRows(folder)], dtype=np.float64)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_ifd(run, tmp_path: Path, model: str):
+    own = cases("ifd.json")["models"][model]
+    arguments = ("selection.method=ifd", "selection.ifd.recipe=released",
+                 f"selection.ifd.model_name_or_path={REFERENCE / model}")
+    run(measure, *arguments)
+    rows, folder = own["rows"], tmp_path / "measures/ifd"
+    dropped = np.array([row.get("dropped") == "prompt alone fills max_length" for row in rows])
+    for ours, theirs in (("given_loss", "loss_given"), ("direct_loss", "loss_alone")):
+        expected = np.array([row.get(theirs) for row in rows], dtype=np.float64)
+        found = np.where(dropped, np.nan, column(folder, ours))
+        assert np.nanmax(np.abs(found - expected)) < 5e-5
+        assert (np.isnan(found) == np.isnan(expected)).all()
+    kept = len(own["ascending_by_ifd"])
+    for case, expected in own["selected"].items():
+        rate, number = (float(part.split("=")[1]) for part in case.split(","))
+        count = int(number) or int(kept * rate)
+        if count == 0:  # the release takes all
+            assert len(expected["indices"]) == kept
+            continue
+        run(score_and_select, *arguments, f"selection.budget={count}", "--overwrite")
+        assert chosen(tmp_path, "ifd") == expected["indices"]
+    scores = column(tmp_path / "subsets/ifd/scores.jsonl", "score")
+    ranking = sorted(np.flatnonzero(~np.isnan(scores)).tolist(), key=lambda i: (scores[i], i))
+    assert ranking == own["ascending_by_ifd"]
+    expected = np.array([row.get("ifd") for row in rows], dtype=np.float64)[ranking]
+    assert np.abs(scores[ranking] - expected).max() < 2e-5
+    with pytest.raises(InputError, match=f"selection.budget is {kept + 1}, but {kept} records"):
+        run(score_and_select, *arguments, f"selection.budget={kept + 1}", "--overwrite")
