@@ -21,7 +21,7 @@ import numpy as np
 
 from adg import artifacts, card, planning, provenance
 from adg.checks import check_budget
-from adg.command import parse_command
+from adg.command import Command, parse_command
 from adg.distributed import run_script, say
 from adg.methods import METHODS, Choice
 from adg.methods.choice import words
@@ -32,7 +32,11 @@ _LISTED = 10  # unscored records that are named
 
 
 def main() -> None:
-    command = parse_command(__doc__)
+    select(parse_command(__doc__))
+
+
+def select(command: Command) -> None:
+    """The stage, as it is asked for."""
     config = command.config
     run = provenance.begin("select", config, overwrite=command.overwrite)
     if run is None:

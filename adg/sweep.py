@@ -1,0 +1,93 @@
+"""What does a choice change? Select for every combination of some values, from what is stored.
+
+Each combination is a selection of its own, subsets/<its values>/, whose stage is skipped where it
+is done; printed is how many records of top each two share.
+
+    python -m adg.sweep configs/demo.yaml --over selection.anisotropy_weight=0,0.2,0.4,1
+    python -m adg.sweep configs/demo.yaml --over selection.num_answers=3,5 \\
+        --over selection.recipe=paper,released
+    python -m adg.sweep configs/demo.yaml --over selection.method=adg,random,longest,ifd
+"""
+
+import argparse
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+
+from adg import pipeline, score_and_select
+from adg.command import Command
+from adg.config import Config, describe_keys, load_config
+from adg.distributed import run_script, say
+from adg.errors import InputError
+from adg.method_facts import FACTS
+from adg.provenance import StageRun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, as in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value",
+                        help="replaces a value of the file, for all combinations")
+    parser.add_argument("--over", action="append", required=True, metavar="KEY=VALUE,VALUE",
+                        help="a key of selection and its values; may be given several times")
+    arguments = parser.parse_intermixed_args()
+    values = [read_values(text) for text in arguments.over]
+    tops, problems = {}, []
+    for combination in itertools.product(*values):
+        given = [*arguments.overrides, *(f"{key}={value}" for key, value in combination)]
+        name = name_of(combination)
+        try:
+            config = load_config(arguments.config, [*given, f"selection.name={name}"])
+            tops[name] = select(config, [str(arguments.config), *given])
+        except InputError as error:
+            problems.append(f"not selected: {name}: {error}")
+    print("\n".join(["", *overlaps(tops), *problems]))
+    sys.exit(2 if problems else 0)
+
+
+def read_values(text: str) -> list[tuple[str, str]]:
+    """[(key, value), ...] of one --over; InputError where the key is none of a selection."""
+    key, _, values = text.partition("=")
+    known = [name for name, *_ in describe_keys() if name.startswith("selection.")]
+    if key not in known or key == "selection.name":
+        raise InputError(f"--over {key}: no key of selection; a sweep chooses anew from what is "
+                         f"stored, so other keys need a run folder of their own")
+    found = [value for value in values.split(",") if value]
+    if not found:
+        raise InputError(f"--over {text}: write {key}=VALUE,VALUE")
+    return [(key, value) for value in found]
+
+
+def name_of(combination: tuple[tuple[str, str], ...]) -> str:
+    """The name of a combination's selection: anisotropy_weight-0.2_recipe-paper."""
+    parts = [value if key == "selection.method" else f"{key.removeprefix('selection.')}-{value}"
+             for key, value in combination]
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "_".join(parts))
+
+
+def select(config: Config, arguments: list[str]) -> set[str]:
+    """The ids of a selection's top, chosen and measured where that is not done."""
+    say(f"== {config.selection.name}")
+    if FACTS[config.selection.method].measures() and not StageRun("measure", config).is_done():
+        ranks, environment = pipeline.layout()
+        pipeline.run_stage("measure", arguments, config, ranks, environment)
+    score_and_select.select(Command(config, overwrite=False, dry_run=False, show_prompts=0))
+    path = Path(config.output_dir) / "subsets" / config.selection.name / "top.json"
+    return {record["id"] for record in json.loads(path.read_bytes())}
+
+
+def overlaps(tops: dict[str, set[str]]) -> list[str]:
+    """A Markdown table: how many records the tops of each two selections share."""
+    head = ["shared", *(f"{number}" for number in range(1, len(tops) + 1))]
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * len(tops)]
+    for number, (name, own) in enumerate(tops.items(), 1):
+        counts = (str(len(own & other)) for other in tops.values())
+        lines.append(f"| {number}. {name} | {' | '.join(counts)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    run_script(main)
