@@ -3,11 +3,15 @@
     bash run.sh configs/demo.yaml                          all stages
     bash run.sh configs/demo.yaml embed cluster select     only these
     bash run.sh configs/demo.yaml selection.budget=6       with a configuration value replaced
+    bash run.sh configs/demo.yaml --seeds 3                all of it anew with seed + 1, seed + 2,
+                                                           in OUTPUT_DIR-seedN; the table shows
+                                                           means and standard deviations
 
 NPROC in the environment: processes per stage that runs under torchrun; by default one per GPU, and
 two where there is none.
 """
 
+import argparse
 import difflib
 import os
 import subprocess
@@ -36,9 +40,34 @@ _RANKS_WITHOUT_GPU = 2
 
 
 def main() -> None:
-    stages, arguments = split_stages(sys.argv[1:])
+    given, number = split_seeds(sys.argv[1:])
+    stages, arguments = split_stages(given)
+    config = parse_command(__doc__, arguments).config
+    folders = []
+    for seed in range(config.seed, config.seed + number):
+        own = [] if seed == config.seed else [f"seed={seed}",
+                                              f"output_dir={config.output_dir}-seed{seed}"]
+        folders.append(run(stages, [*arguments, *own]))
+    if number > 1 and all(any(folder.glob("eval/*/scores.json")) for folder in folders):
+        subprocess.run([sys.executable, "-m", STAGES["tables"].module, *folders], check=True)
+
+
+def split_seeds(arguments: list[str]) -> tuple[list[str], int]:
+    """(the other arguments, how many seeds --seeds asks for)."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--seeds", default="1")
+    found, rest = parser.parse_known_args(arguments)
+    if not found.seeds.isdecimal() or int(found.seeds) < 1:
+        raise InputError(f"--seeds {found.seeds}: it must be a number, 1 or more")
+    return rest, int(found.seeds)
+
+
+def run(stages: list[str], arguments: list[str]) -> Path:
+    """Run the stages of one configuration, all that are needed where none is given; its run folder.
+    """
     command = parse_command(__doc__, arguments)
     config = command.config
+    folder = Path(config.output_dir)
     stages = stages or needed_stages(config)
     ranks, environment = layout()
     check_ahead(stages, config, ranks)
@@ -50,7 +79,7 @@ def main() -> None:
         except InputError as error:
             if command.dry_run and ran:  # its input is what an earlier stage would make
                 print(f"[{name}] cannot say yet: {error}")
-                return
+                return folder
             raise
         if name in ("sample", "embed", "measure"):
             check_pool_size(stages, config)
@@ -60,13 +89,14 @@ def main() -> None:
         run_stage(name, arguments, config, own, environment)
         ran.append(name)
     if command.dry_run and ran:
-        return
+        return folder
     if not ran:
         print(f"nothing to do: {len(stages)} stages are done. To see the results again: "
               f".venv/bin/python -m adg.summary {config.output_dir}")
-        return
-    print("\n".join(summary.summarise(Path(config.output_dir), config)))
+        return folder
+    print("\n".join(summary.summarise(folder, config)))
     print(f"\n{', '.join(ran)} done in {time.monotonic() - began:.0f} s")
+    return folder
 
 
 def split_stages(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -109,6 +109,23 @@ def test_what_is_wrong_is_one_line(config_file, arguments: list[str], message: s
     assert "Traceback" not in result.stderr + result.stdout
 
 
+def test_further_seeds_have_run_folders_of_their_own(config_file, tmp_path: Path):
+    scores = json.dumps({"scores": {"mmlu": 30.0}, "groups": {"Knowledge": None},
+                         "questions": {"mmlu": 57}})
+    for name, value in (("run", "30.0"), ("run-seed43", "32.0")):
+        path = tmp_path / name / "eval/base/scores.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(scores.replace("30.0", value))
+    result = pipeline(config_file(), "prepare", "--seeds", "2")
+    assert result.returncode == 0, result.stderr
+    for name, seed in (("run", 42), ("run-seed43", 43)):
+        assert f"seed: {seed}\n" in (tmp_path / name / "config.yaml").read_text()
+    assert "run: base" in result.stdout and "run-seed43: base" in result.stdout  # the table of both
+    assert "30.00" in result.stdout and "32.00" in result.stdout
+    refused = pipeline(config_file(), "--seeds", "none")
+    assert refused.returncode == 2 and "--seeds none: it must be a number" in refused.stderr
+
+
 @pytest.mark.parametrize("module", [
     "generation.prepare_pool", "generation.sample_answers", "embedding.embed", "embedding.cluster",
     "adg.score_and_select", "train.finetune", "eval.run_benchmarks"])
