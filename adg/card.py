@@ -29,7 +29,8 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any]) -> 
     facts = FACTS[config.selection.method]
     models = [_public(model_of(name, config)) for name in facts.models]
     how = facts.about.format(
-        model=" and ".join(models),
+        model=" and ".join(models), clusters=config.selection.pre_experience.clusters,
+        threshold=config.selection.superfiltering.threshold,
         k=generation.num_answers, temperature=generation.temperature, top_p=generation.top_p,
         tokens=generation.max_new_tokens, d=1 - weight, i=weight,
         bins=config.clustering.num_bins, recipe=config.selection.recipe)

@@ -32,6 +32,8 @@ class MethodFacts:
 
 _MEASURED = "measures/{measure}/"
 _CONTROLS = ("selection.window", "selection.recipe", "selection.anisotropy_weight")
+_SUPERFILTERING = ("model.trust_remote_code", "selection.superfiltering.dtype",
+                   "selection.superfiltering.max_length")
 EVERY = ("seed", "selection.method", "selection.budget")  # keys of every method
 
 FACTS = {
@@ -56,6 +58,41 @@ FACTS = {
                       "selection.ifd.max_length", "selection.ifd.recipe"),
         measure_inputs=("measure.model",),
         models={"measure.model": "selection.ifd.model_name_or_path"},
+    ),
+    "pre_experience": MethodFacts(
+        "Pre-experience (IFD)",
+        "What IFD's pre-experienced model is fine-tuned on: some records of each of "
+        "{clusters} k-means clusters of the instructions' vectors, of middling perplexity, both of "
+        "{model}.",
+        keys=tuple(f"selection.pre_experience.{key}" for key in (
+            "clusters", "per_cluster", "low_percentile", "high_percentile", "num_init",
+            "random_state")),
+        inputs=(_MEASURED,),
+        measure_keys=("model.dtype", "model.trust_remote_code", "selection.pre_experience.prompt",
+                      "selection.pre_experience.max_length"),
+        measure_inputs=("measure.model",),
+        models={"measure.model": "selection.pre_experience.model_name_or_path"},
+        heeds_budget=False,
+    ),
+    "superfiltering": MethodFacts(
+        "SuperFiltering",
+        "The records of the highest instruction-following difficulty (IFD) below {threshold:g}: "
+        "the perplexity of the output after the instruction, divided by its perplexity alone, "
+        "both of {model}.",
+        keys=("selection.superfiltering.threshold",), inputs=(_MEASURED,),
+        measure_keys=_SUPERFILTERING, measure_inputs=("measure.model",),
+        models={"measure.model": "selection.superfiltering.model_name_or_path"},
+    ),
+    "superfiltering_d": MethodFacts(
+        "SuperFiltering.D",
+        "Of the records of the highest instruction-following difficulty (IFD) below "
+        "{threshold:g}, those that facility location picks; the perplexities and the vectors are "
+        "of {model}.",
+        keys=("selection.superfiltering.threshold", "selection.superfiltering.candidates"),
+        inputs=(_MEASURED,), measure_keys=(*_SUPERFILTERING, "selection.superfiltering.text"),
+        measure_inputs=("measure.model", "measure.encoder"),
+        models={"measure.model": "selection.superfiltering.model_name_or_path",
+                "measure.encoder": "selection.superfiltering.encoder"},
     ),
 }
 

@@ -24,7 +24,6 @@ from adg.errors import InputError
 from adg.records import Pool
 from adg.stages import inputs_of, model_of
 
-VECTOR = "vector"  # the key of a row under which a measurer gives a vector [H]
 _ROW = 400  # bytes of a row, about
 
 
@@ -32,11 +31,14 @@ class Measurer(Protocol):
     """A model, loaded, and what one method asks of it."""
 
     def measure(self, records: list[dict]) -> list[dict]:
-        """What there is to know of each record, without its id; a vector under VECTOR."""
+        """What there is to know of each record, without its id; a vector under measures.VECTOR."""
 
 
 MEASURERS = {  # {method: "module:function" of what loads its measurer by the configuration}
     "ifd": "baselines.losses:load_ifd",
+    "pre_experience": "baselines.losses:load_pre_experience",
+    "superfiltering": "baselines.losses:load_superfiltering",
+    "superfiltering_d": "baselines.losses:load_superfiltering",
 }
 
 
@@ -103,7 +105,7 @@ def complete(folder: Path, index: int, records: list[dict], measurer: Measurer) 
     after = rows_there(folder, index)
     path = folder / artifacts.chunk_name(index, "jsonl")
     rows = measurer.measure(records[after:])
-    vectors = [row.pop(VECTOR) for row in rows if VECTOR in row]
+    vectors = [row.pop(measures.VECTOR) for row in rows if measures.VECTOR in row]
     if vectors:
         arrays.write_array(path.with_suffix(".npy"), np.array(vectors, np.float32), after=after)
     lines = [*(artifacts.JsonlRows(path) if after else ()),

@@ -1,4 +1,4 @@
-"""The stages of method adg through the one command: files, restart after a kill, nothing twice, errors."""
+"""Method adg through the one command: files, restart after a kill, nothing twice, errors."""
 
 import json
 import os
