@@ -23,14 +23,13 @@ def choose_by_ifd(folder: Path, pool: Pool, config: Config) -> Choice:
     settings = config.selection
     given, direct, room, given_tokens, direct_tokens = Measures(folder, pool, config).numbers(
         "given_loss", "direct_loss", "room", "given_tokens", "direct_tokens")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ifd = given / direct
+    ifd = np.divide(given, direct, out=np.full(len(pool), np.nan), where=direct != 0)
     reasons = {
         "whose prompt fills max_length": room <= 0,
         "without a token of the output": (given_tokens <= 0) | (direct_tokens <= 0),
         "cut by max_length": (direct_tokens > room) & (settings.ifd.recipe == "released"),
         "of IFD above 1": ifd > 1,
-        "without an IFD": ~np.isfinite(ifd),
+        "without an IFD": np.isnan(ifd),
     }
     kept, dropped = sift(len(pool), reasons)
     check_enough("selection.budget", settings.budget, int(kept.sum()), dropped)

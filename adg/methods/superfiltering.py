@@ -15,6 +15,7 @@ from adg.methods.kept import check_enough, sift, with_controls
 from adg.records import Pool
 
 _SHARE = 0.2  # of the pool: candidates of superfiltering_d
+_HIGHEST = 700.0  # logarithm that a float64 can hold, about
 _TIED = 1e-9  # relative difference below which two gains are equal
 _NEAR = 1e-6  # squared distance, relative to the squared lengths, from which it is subtracted out
 _AT_ONCE = 16  # gains computed together
@@ -64,12 +65,11 @@ def _rank(folder: Path, pool: Pool, config: Config) -> _Ranked:
     threshold = config.selection.superfiltering.threshold
     found = Measures(folder, pool, config)
     given, direct = found.numbers("given_loss", "direct_loss")
-    with np.errstate(over="ignore"):
-        ifd = np.exp(given - direct)
+    ifd = np.exp(np.minimum(given - direct, _HIGHEST))
     kept, dropped = sift(len(pool), {
         "without a scored token": np.isnan(ifd), f"of IFD {threshold:g} or more": ifd >= threshold})
     rows = np.flatnonzero(kept)
-    columns = {"score": np.where(kept, ifd, np.nan), "ifd": np.where(np.isinf(ifd), np.nan, ifd),
+    columns = {"score": np.where(kept, ifd, np.nan), "ifd": ifd,
                "given_loss": given, "direct_loss": direct}
     return _Ranked(found, columns, rows[np.argsort(-ifd[rows], kind="stable")], dropped)
 
