@@ -310,6 +310,8 @@ class Config:
         require(window is None or window in self.embedding.windows, "selection.window", window,
                 "null or a name in embedding.windows")
         self.selection.fill_in_names()
+        if self.selection.method == "zip" and self.selection.zip.source is None:
+            self.selection.zip.source = Path(self.pool.path.removeprefix(HUB)).name.split(".")[0]
         file = self.train.subset_file()
         self.train.name = self.train.name or (
             file.stem if file else f"{self.selection.name}-{self.train.subset}")

@@ -74,6 +74,14 @@ def visible_files(folder: Path) -> list[Path]:
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
+def _beside(path: Path) -> list[Path]:
+    """The files of a folder, or a .npy and the .json beside it; none where it is a file alone."""
+    names = path.with_suffix(".json")
+    if path.suffix == ".npy" and path.is_file() and names.is_file():
+        return [path, names]
+    return visible_files(path) if path.is_dir() else []
+
+
 class Identities:
     """The identity of everything that a stage of one run folder reads or writes."""
 
@@ -131,10 +139,12 @@ class Identities:
             if value is None:
                 return None
             path = Path(value)
+            if name in facts.files and (files := _beside(path)):
+                return {"name": path.name, "sha256": self._hashes.tree(path.parent, files)}
             if not path.is_file():
                 raise InputError(f"{key}: {path} is not there")
             return {"name": path.name, "sha256": self._hashes.file(path)}
-        if self._config.eval.data_dir is None:
+        if name != "eval.data_dir" or self._config.eval.data_dir is None:
             return None
         folder = Path(self._config.eval.data_dir)
         if not folder.is_dir():

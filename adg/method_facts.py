@@ -22,7 +22,7 @@ class MethodFacts:
     measure_keys: tuple[str, ...] = ()  # keys or sections that decide what stage measure writes
     measure_inputs: tuple[str, ...] = ()  # of stage measure, beside pool.jsonl
     models: dict[str, str] = field(default_factory=dict)  # {input outside the run: key of a model}
-    files: dict[str, str] = field(default_factory=dict)  # {input outside the run: key of a file}
+    files: dict[str, str] = field(default_factory=dict)  # {input outside the run: key of a path}
     heeds_budget: bool = True
 
     def measures(self) -> bool:
@@ -93,6 +93,24 @@ FACTS = {
         measure_inputs=("measure.model", "measure.encoder"),
         models={"measure.model": "selection.superfiltering.model_name_or_path",
                 "measure.encoder": "selection.superfiltering.encoder"},
+    ),
+    "zip": MethodFacts(
+        "ZIP",
+        "Chosen for variety by compression (ZIP): round after round those records that zlib "
+        "compresses least together with all that was chosen before, and with each other.",
+        keys=("selection.zip",),
+    ),
+    "mig": MethodFacts(
+        "MIG",
+        "Chosen by information gain on a graph of labels (MIG): a record gives its score, the mean "
+        "of quality times complexity, to its tags and to tags of like meaning, and what a label "
+        "has gathered already counts less.",
+        keys=tuple(f"selection.mig.{key}" for key in (
+            "threshold", "prop_weight", "norm", "phi", "phi_a", "phi_b", "phi_alpha")),
+        inputs=("select.tag_vectors",),
+        optional_inputs=("select.annotations", "select.valid_tags"),
+        files={f"select.{key}": f"selection.mig.{key}"
+               for key in ("tag_vectors", "annotations", "valid_tags")},
     ),
 }
 

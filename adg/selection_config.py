@@ -72,6 +72,57 @@ class SuperfilteringConfig:
 
 
 @dataclass
+class ZipConfig:
+    recipe: str = key("intended", "intended (exactly the budget, no record twice) or released "
+                                   "(rounded up to whole rounds; where candidates run out, some "
+                                   "come twice)")
+    candidates: int = key(10000, "records of the lowest ratio that a round tries (k1)")
+    shortlist: int = key(200, "of these, the lowest with all that is picked, from which a round "
+                               "picks (k2)")
+    picks_per_round: int = key(100, "picks of a round (k3)")
+    source: str | None = key(None, "what each record's text, which is compressed, names as its "
+                                    "source; null: the pool's file name without its ending")
+
+    def __post_init__(self) -> None:
+        one_of("selection.zip.recipe", self.recipe, ("intended", "released"))
+        low, middle, high = self.picks_per_round, self.shortlist, self.candidates
+        require(low >= 1, "selection.zip.picks_per_round", low, "1 or more")
+        require(middle >= low, "selection.zip.shortlist", middle,
+                f"at least selection.zip.picks_per_round ({low})")
+        require(high >= middle, "selection.zip.candidates", high,
+                f"at least selection.zip.shortlist ({middle})")
+
+
+@dataclass
+class MigConfig:
+    annotations: str | None = key(None, "tags, quality_scores and complexity_scores by id: a "
+                                         "JSONL file or a folder of them; null: the records' own")
+    tag_vectors: str | None = key(None, "vectors of the tags: a .npy [tags, H] with a .json of "
+                                         "their names beside it, or a folder with vectors.npy and "
+                                         "tags.json")
+    valid_tags: str | None = key(None, "JSON array of the tags that count; null: all")
+    threshold: float = key(0.9, "cosine similarity from which two tags are alike")
+    prop_weight: float = key(1.0, "weight of like tags beside the tag itself")
+    norm: bool = key(False, "divide a record's score by the number of its tags")
+    phi: str = key("pow", "what a label is worth that has gathered x: pow, (x + a)^b, or exp, "
+                           "1 - exp(-alpha x)")
+    phi_a: float = key(1e-6, "phi pow: a")
+    phi_b: float = key(0.8, "phi pow: b")
+    phi_alpha: float = key(1.0, "phi exp: alpha")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.threshold <= 1, "selection.mig.threshold", self.threshold,
+                "from 0 to 1")
+        require(self.prop_weight >= 0, "selection.mig.prop_weight", self.prop_weight, "0 or more")
+        one_of("selection.mig.phi", self.phi, ("pow", "exp"))
+        for name in ("phi_a", "phi_b", "phi_alpha"):
+            allowed = "above 0 and at most 1" if name == "phi_b" else "above 0"
+            value = getattr(self, name)
+            require(value > 0 and (name != "phi_b" or value <= 1), f"selection.mig.{name}", value,
+                    allowed)
+
+
+@dataclass
 class SelectionConfig:
     name: str | None = key(None, "folder under subsets/; null: the method's name")
     method: str = key("adg", "what chooses the records: " + ", ".join(FACTS) + " (longest: output "
@@ -88,6 +139,8 @@ class SelectionConfig:
     ifd: IfdConfig = field(default_factory=IfdConfig)
     pre_experience: PreExperienceConfig = field(default_factory=PreExperienceConfig)
     superfiltering: SuperfilteringConfig = field(default_factory=SuperfilteringConfig)
+    zip: ZipConfig = field(default_factory=ZipConfig)
+    mig: MigConfig = field(default_factory=MigConfig)
 
     def __post_init__(self) -> None:
         one_of("selection.method", self.method, tuple(FACTS))
@@ -95,6 +148,8 @@ class SelectionConfig:
         require(self.budget >= 1, "selection.budget", self.budget, "1 or more")
         weight = self.anisotropy_weight
         require(0 <= weight <= 1, "selection.anisotropy_weight", weight, "from 0 to 1")
+        require(self.method != "mig" or self.mig.tag_vectors is not None,
+                "selection.mig.tag_vectors", None, "a file or folder with selection.method mig")
 
     def fill_in_names(self) -> None:
         """Give what is named by its method its name."""

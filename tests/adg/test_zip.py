@@ -151,7 +151,8 @@ def test_the_stage_compresses_sharegpt_records_and_gives_the_ratio_at_the_pick(z
 
 def test_the_source_is_a_part_of_the_text(config_file):
     def source(*overrides: str) -> str | None:
-        return load_config(config_file(), list(overrides)).selection.zip.source
+        return load_config(config_file(), [
+            "selection.method=zip", *overrides]).selection.zip.source
 
     assert source() == "pool"
     assert source("pool.path=data/alpaca_gpt4.jsonl.gz") == "alpaca_gpt4"
@@ -181,7 +182,7 @@ BEFORE_TIES = 8  # picks of every case that no tie rule changes
 @pytest.mark.parametrize("number", range(len(NUMBERS["cases"])))
 def test_recipe_released_against_the_release(zip_run, number: int):
     """Cases that depend on the order among equals, which the release leaves open, are compared up
-    to the first, and with the plain form, where the first in the pool comes first."""
+    to the first such pick, and with the plain form, in which the first in the pool comes first."""
     case = NUMBERS["cases"][number]
     records = NUMBERS["pools"][case["pool"]]["records"]
     settings = [case[name] for name in ("budget", "k1", "k2", "k3")]
@@ -196,7 +197,8 @@ def test_recipe_released_against_the_release(zip_run, number: int):
     if case["tie_sensitive"]:
         assert len(found) == len(case["selected"])
         assert found[:BEFORE_TIES] == case["selected"][:BEFORE_TIES]
-        assert found == picks_one_by_one(records, *settings, repeats=True)
+        if case["budget"] <= 100:  # the plain form takes seconds on the others
+            assert found == picks_one_by_one(records, *settings, repeats=True)
     else:
         assert found == case["selected"]
         assert log["repeated"] == case["repeated"]
