@@ -24,7 +24,7 @@ from adg.checks import (
     check_deepspeed_file,
 )
 from adg.command import parse_command
-from adg.config import Config
+from adg.config import Config, flatten
 from adg.distributed import die_with_parent, run_script
 from adg.errors import InputError
 from adg.method_facts import FACTS
@@ -96,6 +96,11 @@ def check_ahead(stages: list[str], config: Config, ranks: int) -> None:
     if "measure" in stages:
         for name in FACTS[config.selection.method].models:
             models.source_of(model_of(name, config))
+    if "select" in stages:
+        for key in FACTS[config.selection.method].files.values():
+            path = flatten(config)[key]
+            if path is not None and not Path(path).exists():
+                raise InputError(f"{key}: {path} is not there")
     if "finetune" in stages:
         accumulation_steps(config, ranks)
         check_deepspeed_file(config)

@@ -159,10 +159,14 @@ def choose_by_compression(folder: Path, pool: Pool, config: Config) -> Choice:
             rounds.append(found)
             bar.update(len(found.rows))
     rows = [row for found in rounds for row in found.rows]
+    reopened = sum(found.reopened for found in rounds)
+    if reopened:
+        say(f"[select] note: before {reopened} of {len(rounds)} rounds too few records were left: "
+            f"those that earlier rounds had turned down were tried again")
     scores = np.full(len(pool), np.nan)
     for row, ratio in zip(reversed(rows), (low for found in reversed(rounds)
                                            for low in reversed(found.ratios)), strict=True):
         scores[row] = ratio  # of a repeated pick the first counts
     return without_divergence(pool, (rows, (), ()), {
-        "rounds": len(rounds), "reopened": sum(found.reopened for found in rounds),
+        "rounds": len(rounds), "reopened": reopened,
         "repeated": len(rows) - len(set(rows)), "zlib": zlib.ZLIB_RUNTIME_VERSION}, score=scores)

@@ -20,6 +20,7 @@ from adg.methods.mig import (
     slope_of_exponential,
     slope_of_power,
 )
+from adg.pipeline import check_ahead
 from adg.provenance import StageRun
 
 
@@ -276,6 +277,13 @@ def test_annotations_of_another_pool_are_refused(mig_run, tmp_path, rows, messag
 def test_settings_that_cannot_be_are_refused_by_name(config_file, override: str, message: str):
     with pytest.raises(InputError, match=message):
         load_config(config_file(), ["selection.method=mig", f"selection.mig.{override}"])
+
+
+def test_a_missing_file_is_named_before_the_first_stage(config_file):
+    config = load_config(config_file(), ["selection.method=mig",
+                                         "selection.mig.tag_vectors=gone.npy"])
+    with pytest.raises(InputError, match="selection.mig.tag_vectors: gone.npy is not there"):
+        check_ahead(["prepare", "select"], config, 1)
 
 
 REFERENCE_FILE = REFERENCE / "baselines/mig.json"
