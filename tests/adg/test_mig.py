@@ -46,7 +46,7 @@ def dense_picks(values: np.ndarray, number: int, slope: Callable) -> list[int]:
 def made_up(number: int, labels: int, seed: int = 0) -> tuple[list[Annotation], np.ndarray]:
     """Annotations with tags of unlike frequency, and vectors of which some are near each other."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(labels // 2, 16))
+    centres = rng.normal(size=(labels // 4, 16))
     vectors = centres[np.arange(labels) % len(centres)] + 0.3 * rng.normal(size=(labels, 16))
     share = 1 / np.arange(1, labels + 1)
     draws = [rng.choice(labels, size=rng.integers(0, 5), p=share / share.sum())
