@@ -112,6 +112,16 @@ FACTS = {
         files={f"select.{key}": f"selection.mig.{key}"
                for key in ("tag_vectors", "annotations", "valid_tags")},
     ),
+    "scar": MethodFacts(
+        "SCAR",
+        "The records of the highest score of {model}, which ranks by how consistent the "
+        "style of their outputs is (SCAR).",
+        inputs=(_MEASURED,),
+        measure_keys=("model.trust_remote_code", "selection.scar.encoder_name_or_path",
+                      "selection.scar.max_length"),
+        measure_inputs=("measure.ranker",),
+        models={"measure.ranker": "selection.scar.model_name_or_path"},
+    ),
 }
 
 

@@ -53,10 +53,26 @@ def _from_hub(name: str) -> Path:
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise InputError(f"model.name_or_path: {name} is no local folder, and the hub did not give "
                          f"it: {str(error).splitlines()[0]}") from None
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"model.name_or_path: {name} on the hub has no safetensors, and nothing "
+                         f"else is fetched: `hf download {name} --local-dir DIR`, and give DIR")
+    return folder
+
+
+def check_format(folder: Path, allow_pickle: bool, key: str) -> None:
+    """InputError where a folder's weights are pickles and `key`, which allows that, does not."""
+    if not allow_pickle and not any(folder.glob("*.safetensors")):
+        raise pickle_refused(folder, key)
+
+
+def pickle_refused(folder: Path, key: str) -> InputError:
+    """What is wrong with weights that are pickles, where `key` does not allow them."""
+    return InputError(f"{key} is false, but {folder}/ has its weights in .bin files only, which "
+                      f"are pickles: set it to true if you trust where they come from")
 
 
 def identity(name_or_path: str) -> dict[str, str]:

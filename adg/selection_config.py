@@ -123,6 +123,25 @@ class MigConfig:
 
 
 @dataclass
+class ScarConfig:
+    model_name_or_path: str = key("lizhuang144/scar-roberta-base", "ranker: a hub name or a folder "
+                                                                    "with its tokenizer")
+    encoder_name_or_path: str | None = key(None, "folder or hub name of its encoder, whose weights "
+                                                  "the ranker replaces; null: the one that its "
+                                                  "config.json names")
+    max_length: int = key(512, "tokens of instruction and input, and of the output; longer ones "
+                                "lose their end")
+    batch_size: int = key(32, "records of one forward pass", tuning=True)
+    allow_pickle: bool = key(False, "read weights from pytorch_model.bin (tensors only) where "
+                                     "there is no model.safetensors")
+
+    def __post_init__(self) -> None:
+        require(self.max_length >= 2, "selection.scar.max_length", self.max_length, "2 or more")
+        require(self.batch_size >= 2, "selection.scar.batch_size", self.batch_size,
+                "2 or more: the package fails on a batch of one record")
+
+
+@dataclass
 class SelectionConfig:
     name: str | None = key(None, "folder under subsets/; null: the method's name")
     method: str = key("adg", "what chooses the records: " + ", ".join(FACTS) + " (longest: output "
@@ -141,6 +160,7 @@ class SelectionConfig:
     superfiltering: SuperfilteringConfig = field(default_factory=SuperfilteringConfig)
     zip: ZipConfig = field(default_factory=ZipConfig)
     mig: MigConfig = field(default_factory=MigConfig)
+    scar: ScarConfig = field(default_factory=ScarConfig)
 
     def __post_init__(self) -> None:
         one_of("selection.method", self.method, tuple(FACTS))

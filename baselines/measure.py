@@ -39,6 +39,7 @@ MEASURERS = {  # {method: "module:function" of what loads its measurer by the co
     "pre_experience": "baselines.losses:load_pre_experience",
     "superfiltering": "baselines.losses:load_superfiltering",
     "superfiltering_d": "baselines.losses:load_superfiltering",
+    "scar": "baselines.ranker:StyleScores",
 }
 
 
