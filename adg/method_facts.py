@@ -3,7 +3,7 @@
 How a method chooses is in adg/methods/, what it measures of each record in baselines/.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class MethodFacts:
     models: dict[str, str] = field(default_factory=dict)  # {input outside the run: key of a model}
     files: dict[str, str] = field(default_factory=dict)  # {input outside the run: key of a path}
     heeds_budget: bool = True
+    given: "MethodFacts | None" = None  # with files for what stage measure would make otherwise
 
     def measures(self) -> bool:
         """Whether stage measure comes before the choice."""
@@ -34,7 +35,31 @@ _MEASURED = "measures/{measure}/"
 _CONTROLS = ("selection.window", "selection.recipe", "selection.anisotropy_weight")
 _SUPERFILTERING = ("model.trust_remote_code", "selection.superfiltering.dtype",
                    "selection.superfiltering.max_length")
+_ROLES = ("tagger", "quality_scorer", "complexity_scorer", "tag_encoder")
 EVERY = ("seed", "selection.method", "selection.budget")  # keys of every method
+
+_ANNOTATOR = "selection.mig.annotator"
+_MIG = MethodFacts(
+    "MIG",
+    "Chosen by information gain on a graph of labels (MIG): a record gives its score, the mean of "
+    "quality times complexity, to its tags and to tags of like meaning, and what a label has "
+    "gathered already counts less.",
+    keys=tuple(f"selection.mig.{key}" for key in (
+        "threshold", "prop_weight", "norm", "phi", "phi_a", "phi_b", "phi_alpha")),
+    inputs=(_MEASURED,), optional_inputs=("select.valid_tags",),
+    measure_keys=("model.dtype", "model.trust_remote_code", *(f"{_ANNOTATOR}.{key}" for key in (
+        "tagger_prompt", "quality_prompt", "complexity_prompt", "max_length", "max_tag_tokens",
+        "engine"))),
+    measure_inputs=tuple(f"measure.{role}" for role in _ROLES),
+    models={f"measure.{role}": f"{_ANNOTATOR}.{role}" for role in _ROLES},
+    files={"select.valid_tags": "selection.mig.valid_tags"},
+)
+_MIG = replace(_MIG, given=replace(
+    _MIG, inputs=("select.tag_vectors",),
+    optional_inputs=("select.annotations", "select.valid_tags"),
+    measure_keys=(), measure_inputs=(), models={},
+    files={f"select.{key}": f"selection.mig.{key}"
+           for key in ("tag_vectors", "annotations", "valid_tags")}))
 
 FACTS = {
     "adg": MethodFacts(
@@ -100,18 +125,7 @@ FACTS = {
         "compresses least together with all that was chosen before, and with each other.",
         keys=("selection.zip",),
     ),
-    "mig": MethodFacts(
-        "MIG",
-        "Chosen by information gain on a graph of labels (MIG): a record gives its score, the mean "
-        "of quality times complexity, to its tags and to tags of like meaning, and what a label "
-        "has gathered already counts less.",
-        keys=tuple(f"selection.mig.{key}" for key in (
-            "threshold", "prop_weight", "norm", "phi", "phi_a", "phi_b", "phi_alpha")),
-        inputs=("select.tag_vectors",),
-        optional_inputs=("select.annotations", "select.valid_tags"),
-        files={f"select.{key}": f"selection.mig.{key}"
-               for key in ("tag_vectors", "annotations", "valid_tags")},
-    ),
+    "mig": _MIG,
     "scar": MethodFacts(
         "SCAR",
         "The records of the highest score of {model}, which ranks by how consistent the "
@@ -127,5 +141,5 @@ FACTS = {
 
 def outside_inputs() -> tuple[str, ...]:
     """The names of all that methods read from outside the run folder."""
-    return tuple(dict.fromkeys(name for facts in FACTS.values()
-                               for name in (*facts.models, *facts.files)))
+    every = [*FACTS.values(), *(facts.given for facts in FACTS.values() if facts.given)]
+    return tuple(dict.fromkeys(name for facts in every for name in (*facts.models, *facts.files)))

@@ -27,7 +27,6 @@ from adg.command import parse_command
 from adg.config import Config, flatten
 from adg.distributed import die_with_parent, run_script
 from adg.errors import InputError
-from adg.method_facts import FACTS
 from adg.provenance import StageRun
 from adg.records import Pool
 from adg.stages import STAGES, model_of, needed_stages
@@ -94,10 +93,10 @@ def check_ahead(stages: list[str], config: Config, ranks: int) -> None:
     if "sample" in stages or "embed" in stages:
         models.source_of(config.model.name_or_path)
     if "measure" in stages:
-        for name in FACTS[config.selection.method].models:
+        for name in config.selection.facts().models:
             models.source_of(model_of(name, config))
     if "select" in stages:
-        for key in FACTS[config.selection.method].files.values():
+        for key in config.selection.facts().files.values():
             path = flatten(config)[key]
             if path is not None and not Path(path).exists():
                 raise InputError(f"{key}: {path} is not there")

@@ -273,7 +273,7 @@ def test_annotations_of_another_pool_are_refused(mig_run, tmp_path, rows, messag
     ("phi_a=0", "selection.mig.phi_a is 0.0; it must be above 0"),
     ("phi_b=1.2", "selection.mig.phi_b is 1.2; it must be above 0 and at most 1"),
     ("phi_alpha=0", "selection.mig.phi_alpha is 0.0; it must be above 0"),
-    ("norm=false", "selection.mig.tag_vectors is None; it must be ")])
+    ("annotations=x", "selection.mig.tag_vectors is None; it must be ")])
 def test_settings_that_cannot_be_are_refused_by_name(config_file, override: str, message: str):
     with pytest.raises(InputError, match=message):
         load_config(config_file(), ["selection.method=mig", f"selection.mig.{override}"])
