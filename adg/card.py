@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from adg.config import Config
-from adg.method_facts import FACTS
 from adg.stages import model_of
 
 _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
@@ -26,10 +25,11 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any]) -> 
         if size:
             front += [f"- config_name: {name}", f"  data_files: {name}.json"]
     generation, weight = config.generation, config.selection.anisotropy_weight
-    facts = FACTS[config.selection.method]
+    facts = config.selection.facts()
     models = [_public(model_of(name, config)) for name in facts.models]
     how = facts.about.format(
-        model=" and ".join(models),
+        model=" and ".join(models), clusters=config.selection.pre_experience.clusters,
+        threshold=config.selection.superfiltering.threshold,
         k=config.selection.num_answers or generation.num_answers,
         temperature=generation.temperature, top_p=generation.top_p,
         tokens=generation.max_new_tokens, d=1 - weight, i=weight,

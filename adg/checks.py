@@ -5,7 +5,6 @@ from pathlib import Path
 
 from adg.config import Config
 from adg.errors import InputError
-from adg.method_facts import FACTS
 
 CODE_BENCHMARKS = ("mbpp", "humaneval")  # run programs that the model writes
 
@@ -42,7 +41,7 @@ def check_bins(config: Config, num_records: int) -> None:
 
 def check_budget(config: Config, num_records: int) -> None:
     """InputError where there are fewer records than the budget asks for."""
-    if FACTS[config.selection.method].heeds_budget:
+    if config.selection.facts().heeds_budget:
         _at_most("selection.budget", config.selection.budget, num_records)
 
 

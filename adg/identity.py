@@ -10,8 +10,7 @@ from typing import Any, BinaryIO
 from adg import artifacts, models
 from adg.config import Config
 from adg.errors import InputError
-from adg.method_facts import FACTS
-from adg.stages import model_of
+from adg.stages import model_key, model_of
 
 _BLOCK = 1 << 20  # bytes that are read at once
 
@@ -128,9 +127,10 @@ class Identities:
 
         Raises InputError where it is not there.
         """
-        facts = FACTS[self._config.selection.method]
+        facts = self._config.selection.facts()
         if name in ("model", "train.model", *facts.models):
-            return models.identity(model_of(name, self._config))
+            return models.identity(model_of(name, self._config),
+                                   model_key(name, self._config))
         if name == "pool.path" and (found := self._pool()) is not None:
             return found
         given = {name: name for name in ("pool.path", "train.subset", "train.deepspeed")}

@@ -10,6 +10,9 @@ from adg.config import Config
 from adg.errors import InputError
 from adg.records import Pool
 
+_BLOCK = 1 << 13  # vectors that are read at once
+VECTOR = "vector"  # key of what a measurer finds out that is kept as an array, a row of [H] each
+
 
 def folder_of(run: Path, config: Config) -> Path:
     """The folder of the configured measure."""
@@ -46,7 +49,12 @@ class Measures(artifacts.JsonlRows):
         """Columns of numbers, float64 [N] each; NaN where there is none."""
         return [np.array(values, dtype=np.float64) for values in self.columns(*names)]
 
-    def vectors(self) -> np.ndarray:
-        """The records' vectors, float32 [N, H]."""
-        blocks = arrays.array_blocks(self.folder, len(self), row_dims=1, block_size=1 << 13)
-        return np.concatenate([arrays.read_block(block) for block in blocks])
+    def vectors(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """The vectors of some records, or of all, float32 [n, H]."""
+        found, start = [], 0
+        rows = np.arange(len(self)) if rows is None else rows
+        for block in arrays.array_blocks(self.folder, len(self), row_dims=1, block_size=_BLOCK):
+            own = arrays.read_block(block)
+            found.append(own[np.isin(np.arange(start, start + len(own)), rows)])
+            start += len(own)
+        return np.concatenate(found)[np.argsort(np.argsort(rows))]

@@ -18,57 +18,57 @@ _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", 
               "spiece", "sentencepiece")
 
 
-def source_of(name_or_path: str) -> Path:
+def source_of(name_or_path: str, key: str = "model.name_or_path") -> Path:
     """The folder or GGUF file that a name or path stands for, downloaded from the hub if need be.
 
     Weights are safetensors or GGUF; a folder's pickle (pytorch_model.bin, or its index) is taken
-    only where the path names it. Raises InputError where there is no such folder, file or hub
-    model.
+    only where the path names it. Raises InputError that names `key` where there is no such folder,
+    file or hub model.
     """
     path = Path(name_or_path).expanduser()
     if path.name in _PICKLES:
         if not path.is_file():
-            raise InputError(f"model.name_or_path: {path} is not there")
-        _check_description(path.parent)
+            raise InputError(f"{key}: {path} is not there")
+        _check_description(path.parent, key)
         return path.parent
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise InputError(f"model.name_or_path: {path} is not there")
+            raise InputError(f"{key}: {path} is not there")
         return path
     if path.is_dir():
-        _check_folder(path)
+        _check_folder(path, key)
         return path
     if path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
-        raise InputError(f"model.name_or_path: {name_or_path} is neither a folder that is there, "
+        raise InputError(f"{key}: {name_or_path} is neither a folder that is there, "
                          f"nor a GGUF file, nor a hub name (owner/name or owner/name@revision)")
-    return _from_hub(name_or_path)
+    return _from_hub(name_or_path, key)
 
 
-def _check_folder(path: Path) -> None:
-    _check_description(path)
+def _check_folder(path: Path, key: str) -> None:
+    _check_description(path, key)
     if any(path.glob("*.safetensors")):
         return
     pickles = [name for name in _PICKLES if (path / name).is_file()]
     if pickles:
-        raise InputError(f"model.name_or_path: {path}/ holds its weights as a pickle, which can "
+        raise InputError(f"{key}: {path}/ holds its weights as a pickle, which can "
                          f"run code when it is read: save them as safetensors, or, where you trust "
                          f"it, give {path}/{pickles[0]}")
-    raise InputError(f"model.name_or_path: {path}/ holds no weights (*.safetensors)")
+    raise InputError(f"{key}: {path}/ holds no weights (*.safetensors)")
 
 
-def _check_description(path: Path) -> None:
+def _check_description(path: Path, key: str) -> None:
     try:
         known = "model_type" in json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"model.name_or_path: {path}/ holds no config.json: "
+        raise InputError(f"{key}: {path}/ holds no config.json: "
                          f"not a model folder") from None
     except (ValueError, TypeError):
         known = False
     if not known:
-        raise InputError(f"model.name_or_path: {path}/config.json describes no model")
+        raise InputError(f"{key}: {path}/config.json describes no model")
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -78,24 +78,24 @@ def _from_hub(name: str) -> Path:
         folder = Path(snapshot_download(owner_and_name, revision=revision or None,
                                         allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise InputError(f"model.name_or_path: {name} is no local folder, and the hub did not give "
+        raise InputError(f"{key}: {name} is no local folder, and the hub did not give "
                          f"it: {str(error).splitlines()[0]}") from None
     if not any(folder.glob("*.safetensors")):
-        raise InputError(f"model.name_or_path: {name} on the hub has no safetensors, and nothing "
+        raise InputError(f"{key}: {name} on the hub has no safetensors, and nothing "
                          f"else is fetched: where you trust it, `hf download {name} --local-dir "
                          f"DIR`, and give DIR/pytorch_model.bin")
     return folder
 
 
-def identity(name_or_path: str) -> dict[str, str]:
+def identity(name_or_path: str, key: str = "model.name_or_path") -> dict[str, str]:
     """{"name", "sha256", "weights", "tokenizer"} of a model, of a hub's also "revision".
 
     `sha256`, of all its files, tells its outputs from another model's; `weights` is over the weight
     files and their index, `tokenizer` over what the tokenizer is made of. The small files enter
     whole, of each weight file its size and 64 blocks of 64 KiB spread evenly over it, so that it
-    takes no longer for a large model than for a small one.
+    takes no longer for a large model than for a small one. Errors name `key`.
     """
-    source = source_of(name_or_path)
+    source = source_of(name_or_path, key)
     files = [source] if source.is_file() else sorted(source.glob("*"))
     weights = [path for path in files if path.suffix in _WEIGHTS
                or path.name.endswith(".index.json")]
@@ -188,5 +188,5 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(f"model.name_or_path: {folder}/ holds no tokenizer that loads: "
+        raise InputError(f"{folder}/ holds no tokenizer that loads: "
                          f"{str(error).splitlines()[0]}") from None

@@ -28,13 +28,12 @@ from adg.checks import (
     check_deepspeed_file,
 )
 from adg.command import parse_command
-from adg.config import Config
+from adg.config import Config, flatten
 from adg.distributed import die_with_parent, run_script
 from adg.errors import InputError
-from adg.method_facts import FACTS
 from adg.provenance import StageRun
 from adg.records import Pool
-from adg.stages import STAGES, model_of, needed_stages
+from adg.stages import STAGES, model_key, model_of, needed_stages
 
 _RANKS_WITHOUT_GPU = 2
 
@@ -124,12 +123,17 @@ def check_ahead(stages: list[str], config: Config, ranks: int) -> None:
     if "sample" in stages or "embed" in stages:
         models.source_of(config.model.name_or_path)
     if "measure" in stages:
-        for name in FACTS[config.selection.method].models:
-            models.source_of(model_of(name, config))
+        for name in config.selection.facts().models:
+            models.source_of(model_of(name, config), model_key(name, config))
+    if "select" in stages:
+        for key in config.selection.facts().files.values():
+            path = flatten(config)[key]
+            if path is not None and not Path(path).exists():
+                raise InputError(f"{key}: {path} is not there")
     if "finetune" in stages:
         accumulation_steps(config, ranks)
         check_deepspeed_file(config)
-        models.source_of(model_of("train.model", config))
+        models.source_of(model_of("train.model", config), model_key("train.model", config))
     if "evaluate" in stages:
         check_consent(config)
         if config.eval.data_dir is not None and not Path(config.eval.data_dir).is_dir():

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from adg.keys import NAME_RULE, is_name, key, one_of, require
-from adg.method_facts import FACTS
+from adg.keys import DTYPES, NAME_RULE, is_name, key, one_of, positive_or_none, require
+from adg.method_facts import FACTS, MethodFacts
 
 
 @dataclass
@@ -21,6 +21,54 @@ class IfdConfig:
         one_of("selection.ifd.recipe", self.recipe, ("intended", "released"))
         least = self.max_length
         require(least >= 2, "selection.ifd.max_length", least, "2 or more")
+
+
+@dataclass
+class PreExperienceConfig:
+    model_name_or_path: str | None = key(None, "what measures; null: the backbone")
+    prompt: str = key("alpaca", "template around a record: alpaca, or wiz (Vicuna's short form)")
+    max_length: int = key(512, "tokens of a filled-in template; longer ones lose their end")
+    clusters: int = key(100, "k-means clusters of the instructions' vectors")
+    per_cluster: int = key(10, "records of each; a smaller cluster goes whole")
+    low_percentile: float = key(25.0, "of the perplexities in a cluster: none below is taken")
+    high_percentile: float = key(75.0, "of the perplexities in a cluster: none above is taken")
+    num_init: int = key(10, "starts of k-means, of which the best is kept: scikit-learn's default "
+                             "before 1.4, 1 from then on")
+    random_state: int = key(0, "seed of k-means")
+
+    def __post_init__(self) -> None:
+        one_of("selection.pre_experience.prompt", self.prompt, ("alpaca", "wiz"))
+        for name, least in {"max_length": 2, "clusters": 1, "per_cluster": 1, "num_init": 1,
+                            "random_state": 0}.items():
+            value = getattr(self, name)
+            require(value >= least, f"selection.pre_experience.{name}", value, f"{least} or more")
+        low, high = self.low_percentile, self.high_percentile
+        require(0 <= low <= 100, "selection.pre_experience.low_percentile", low, "from 0 to 100")
+        require(low <= high <= 100, "selection.pre_experience.high_percentile", high,
+                f"from low_percentile ({low:g}) to 100")
+
+
+@dataclass
+class SuperfilteringConfig:
+    model_name_or_path: str = key("openai-community/gpt2", "what measures: a hub name, folder or "
+                                                            "GGUF file")
+    dtype: str = key("float32", "its weights: bfloat16, float16 or float32, as the release has it")
+    max_length: int = key(1024, "tokens of instruction and output; longer ones lose their end")
+    threshold: float = key(1.0, "only a record of a lower IFD is kept")
+    candidates: int | None = key(None, "superfiltering_d: records of the highest IFD from which "
+                                        "is picked; null: a fifth of the pool")
+    encoder: str = key("sentence-transformers/all-MiniLM-L6-v2", "superfiltering_d: what makes "
+                                                                  "vectors of the records")
+    text: str = key("all", "superfiltering_d: what it reads: all (instruction, input and output), "
+                            "instruction or output")
+
+    def __post_init__(self) -> None:
+        one_of("selection.superfiltering.dtype", self.dtype, DTYPES)
+        one_of("selection.superfiltering.text", self.text, ("all", "instruction", "output"))
+        length, least = self.max_length, self.threshold
+        require(length >= 2, "selection.superfiltering.max_length", length, "2 or more")
+        require(least > 0, "selection.superfiltering.threshold", least, "above 0")
+        positive_or_none("selection.superfiltering.candidates", self.candidates)
 
 
 @dataclass
@@ -45,13 +93,55 @@ class ZipConfig:
                 f"at least selection.zip.shortlist ({middle})")
 
 
+_INSTAG_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the human's questions. USER: Please identify tags of "
+    "user intentions in the following user query and provide an explanation for each tag. Please "
+    'respond in the JSON format {"tag": str, "explanation": str}.\nUser query: {query} ASSISTANT:')
+_QUALITY_PROMPT = (
+    "You are a helpful assistant. Please identify the quality score of the Response corresponding "
+    "to the Question. \n #Question#:\n{query}\n#Response#:\n{output} \n##Quality: ")
+_COMPLEXITY_PROMPT = (
+    "You are a helpful assistant. Please identify the complexity score of the following user "
+    "query. \n##Query: {query}  \n##Complexity: ")
+
+
+@dataclass
+class AnnotatorConfig:
+    tagger: str = key("OFA-Sys/InsTagger", "model that tags records: hub name or folder")
+    quality_scorer: str = key("hkust-nlp/deita-quality-scorer", "model that scores outputs")
+    complexity_scorer: str = key("hkust-nlp/deita-complexity-scorer", "model that scores "
+                                                                       "instructions")
+    tag_encoder: str = key("intfloat/e5-mistral-7b-instruct", "model of the tags' vectors: the "
+                                                               "state of the last token")
+    tagger_prompt: str = key(_INSTAG_PROMPT, "what it reads; {query}: instruction and input")
+    quality_prompt: str = key(_QUALITY_PROMPT, "what it reads; {query} and {output}")
+    complexity_prompt: str = key(_COMPLEXITY_PROMPT, "what it reads; {query}")
+    max_length: int = key(2048, "tokens of prompt and reply; a longer prompt's record loses its "
+                                 "end")
+    max_tag_tokens: int = key(512, "tokens that the tagger writes at most")
+    engine: str = key("vllm", "engine of tagger and scorers: vllm, or transformers (slow)")
+
+    def __post_init__(self) -> None:
+        one_of("selection.mig.annotator.engine", self.engine, ("vllm", "transformers"))
+        low, high = self.max_tag_tokens, self.max_length
+        require(low >= 1, "selection.mig.annotator.max_tag_tokens", low, "1 or more")
+        require(high > low, "selection.mig.annotator.max_length", high,
+                f"above max_tag_tokens ({low})")
+        for name, place in (("tagger", "query"), ("complexity", "query"), ("quality", "output")):
+            prompt = getattr(self, f"{name}_prompt")
+            require(f"{{{place}}}" in prompt, f"selection.mig.annotator.{name}_prompt", prompt,
+                    f"a text with {{{place}}}")
+
+
 @dataclass
 class MigConfig:
-    annotations: str | None = key(None, "tags, quality_scores and complexity_scores by id: a "
-                                         "JSONL file or a folder of them; null: the records' own")
+    annotations: str | None = key(None, "with tag_vectors: tags, quality_scores and "
+                                         "complexity_scores by id, a JSONL file or a folder of "
+                                         "them; null: the records' own")
     tag_vectors: str | None = key(None, "vectors of the tags: a .npy [tags, H] with a .json of "
                                          "their names beside it, or a folder with vectors.npy and "
-                                         "tags.json")
+                                         "tags.json; null: stage measure makes all of this")
     valid_tags: str | None = key(None, "JSON array of the tags that count; null: all")
     threshold: float = key(0.9, "cosine similarity from which two tags are alike")
     prop_weight: float = key(1.0, "weight of like tags beside the tag itself")
@@ -61,6 +151,7 @@ class MigConfig:
     phi_a: float = key(1e-6, "phi pow: a")
     phi_b: float = key(0.8, "phi pow: b")
     phi_alpha: float = key(1.0, "phi exp: alpha")
+    annotator: AnnotatorConfig = field(default_factory=AnnotatorConfig)
 
     def __post_init__(self) -> None:
         require(0 <= self.threshold <= 1, "selection.mig.threshold", self.threshold,
@@ -109,6 +200,8 @@ class SelectionConfig:
     anisotropy_weight: float = key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
                                          "0: D alone, 1: I alone")
     ifd: IfdConfig = field(default_factory=IfdConfig)
+    pre_experience: PreExperienceConfig = field(default_factory=PreExperienceConfig)
+    superfiltering: SuperfilteringConfig = field(default_factory=SuperfilteringConfig)
     zip: ZipConfig = field(default_factory=ZipConfig)
     mig: MigConfig = field(default_factory=MigConfig)
     scar: ScarConfig = field(default_factory=ScarConfig)
@@ -121,14 +214,20 @@ class SelectionConfig:
                 self.num_answers, "null or 2 or more")
         weight = self.anisotropy_weight
         require(0 <= weight <= 1, "selection.anisotropy_weight", weight, "from 0 to 1")
-        require(self.method != "mig" or self.mig.tag_vectors is not None,
-                "selection.mig.tag_vectors", None, "a file or folder with selection.method mig")
+        require(self.mig.tag_vectors is not None or self.mig.annotations is None,
+                "selection.mig.tag_vectors", None, "a file or folder where "
+                "selection.mig.annotations is given")
+
+    def facts(self) -> MethodFacts:
+        """What the pipeline knows of the method, as it is configured."""
+        facts = FACTS[self.method]
+        return facts.given if self.method == "mig" and self.mig.tag_vectors else facts
 
     def fill_in_names(self) -> None:
         """Give what is named by its method its name."""
         self.name = self.name or self.method
-        if FACTS[self.method].measures():
+        if self.facts().measures():
             self.measure = self.measure or self.method
             require(is_name(self.measure), "selection.measure", self.measure, NAME_RULE)
-        require(self.measure is None or FACTS[self.method].measures(), "selection.measure",
+        require(self.measure is None or self.facts().measures(), "selection.measure",
                 self.measure, f"null with selection.method {self.method}, which measures nothing")

@@ -4,9 +4,10 @@ import hashlib
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from adg.config import TUNING_KEYS, Config, flatten
-from adg.method_facts import EVERY, FACTS, outside_inputs
+from adg.method_facts import EVERY, outside_inputs
 from adg.prompts import read_template
 
 
@@ -71,7 +72,7 @@ STAGES = {
     "measure": Stage(  # of a selection's method, which adds keys and inputs (adg.method_facts)
         "baselines.measure", parallel=True, dear=True, grows=("pool.jsonl",),
         keys=("chunk_size", "selection.method"), instance="{measure}",
-        inputs=("pool.jsonl",), outputs=("measures/{measure}/",),
+        inputs=("pool.jsonl",), outputs=("measures/{measure}/",), work="measure_parts/{measure}/",
     ),
     "select": Stage(  # as measure
         "adg.score_and_select", keys=EVERY, instance="{selection}",
@@ -108,7 +109,7 @@ def fill_in(template: str, config: Config) -> str:
 
 def inputs_of(name: str, config: Config) -> tuple[list[str], list[str]]:
     """(required, optional) inputs of a stage, their names filled in."""
-    stage, facts = STAGES[name], FACTS[config.selection.method]
+    stage, facts = STAGES[name], config.selection.facts()
     added, optional = {"select": (facts.inputs, facts.optional_inputs),
                        "measure": (facts.measure_inputs, ())}.get(name, ((), ()))
     if name == "prepare" and config.pool.decontaminate == "off":
@@ -137,7 +138,7 @@ def needed_stages(config: Config) -> list[str]:
 def outputs_of(name: str, config: Config) -> list[str]:
     """The outputs of a stage, their names filled in."""
     found = []
-    if name == "measure" and not FACTS[config.selection.method].measures():
+    if name == "measure" and not config.selection.facts().measures():
         return found
     for template in STAGES[name].outputs:
         path = fill_in(template, config)
@@ -152,7 +153,7 @@ def outputs_of(name: str, config: Config) -> list[str]:
 def parameters_of(name: str, config: Config) -> dict[str, object]:
     """{"section.key": value} of the keys that decide a stage's output."""
     names = {f"{section}.name" for section in ("selection", "train", "eval")}
-    facts = FACTS[config.selection.method]
+    facts = config.selection.facts()
     keys = (*STAGES[name].keys,
             *{"select": facts.keys, "measure": facts.measure_keys}.get(name, ()))
     return {key: _with_content(value) if key == "generation.prompt_file" else value
@@ -180,8 +181,14 @@ def producer_of(artefact: str) -> str | None:
 
 def model_of(name: str, config: Config) -> str:
     """The name or path of the model that `model`, `train.model` or a method's input stands for."""
-    if name in (models := FACTS[config.selection.method].models):
-        return reduce(getattr, models[name].split("."), config) or config.model.name_or_path
-    if name == "train.model" and config.train.model_name_or_path:
-        return config.train.model_name_or_path
-    return config.model.name_or_path
+    return _value(model_key(name, config), config)
+
+
+def model_key(name: str, config: Config) -> str:
+    """The configuration key that names this model: the backbone's where its own is null."""
+    own = {"train.model": "train.model_name_or_path", **config.selection.facts().models}.get(name)
+    return own if own and _value(own, config) else "model.name_or_path"
+
+
+def _value(key: str, config: Config) -> Any:
+    return reduce(getattr, key.split("."), config)

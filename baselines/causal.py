@@ -1,6 +1,7 @@
 """A causal language model that gives the losses of texts, many at once.
 
-Shapes: S texts of a batch, T tokens of the longest, P positions whose next token is scored, V ids.
+Shapes: S texts of a batch, T tokens of the longest, P positions whose next token is scored, V ids,
+H hidden.
 """
 
 from collections.abc import Sequence
@@ -8,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adg import distributed, models
-from adg.batching import TOKENS_PER_BATCH, plan_batches
+from adg import models, weights
 from adg.config import Config
 from adg.errors import InputError
 from adg.stages import model_of
+from baselines.batches import Batcher, budget
 
 _POSITIONS = 1024  # whose logits are in float32 at once
 
@@ -22,22 +23,29 @@ class Text(NamedTuple):
     """
 
     ids: list[int]
-    start: int
+    start: int = 1
 
     def num_scored(self) -> int:
         """Tokens that are scored."""
         return max(0, len(self.ids) - max(1, self.start))
 
 
+class Reading(NamedTuple):
+    """What a model makes of a text."""
+
+    loss: float  # mean negative log-likelihood of the scored tokens, in nats
+    vector: np.ndarray | None  # float32 [H]: mean over all tokens of the last layer's output
+
+
 class CausalModel:
-    """A causal model with its tokenizer.
+    """A causal model with its tokenizer; `vectors`: readings have one."""
 
-    Out of memory, a batch is halved, and so is tokens_per_batch for those that follow.
-    """
-
-    def __init__(self, model: Any, tokenizer: Any, *, tokens_per_batch: int) -> None:
-        self.model, self.tokenizer, self.tokens_per_batch = model, tokenizer, tokens_per_batch
+    def __init__(self, model: Any, tokenizer: Any, *, tokens_per_batch: int,
+                 vectors: bool = False) -> None:
+        self.model, self.tokenizer, self._vectors = model, tokenizer, vectors
+        self.batcher = Batcher(self._forward, tokens_per_batch)
         self._wanted: Any = None  # positions [P] of a flattened batch
+        self._states: Any = None  # [S, T, H] of a batch
         model.get_output_embeddings().register_forward_pre_hook(self._keep_wanted)
 
     def ids(self, texts: list[str], limits: Sequence[int] | None = None) -> list[list[int]]:
@@ -50,42 +58,25 @@ class CausalModel:
         return found
 
     def losses(self, texts: list[Text]) -> list[float | None]:
-        """The mean negative log-likelihood of each text's scored tokens, in nats; None: no token.
+        """The mean loss of each text's scored tokens, in nats; None: there is no such token."""
+        return [own and own.loss for own in self.read(texts)]
 
-        InputError where one is no finite number.
+    def read(self, texts: list[Text]) -> list[Reading | None]:
+        """A reading of each text; None where no token is scored.
+
+        InputError where a loss is no finite number.
         """
-        found: list[float | None] = [None] * len(texts)
         chosen = [i for i, text in enumerate(texts) if text.num_scored()]
-        lengths = [len(texts[i].ids) for i in chosen]
-        for batch in plan_batches(lengths, self.tokens_per_batch):
-            members = [chosen[position] for position in batch]
-            for i, value in zip(members, self._batch([texts[i] for i in members]), strict=True):
-                found[i] = value
-        if not np.isfinite([value for value in found if value is not None]).all():
+        readings = self.batcher.read([texts[i] for i in chosen],
+                                     [len(texts[i].ids) for i in chosen])
+        if not np.isfinite([own.loss for own in readings]).all():
             raise InputError("a text's loss is no finite number: use bfloat16 or float32 weights")
+        found: list[Reading | None] = [None] * len(texts)
+        for i, own in zip(chosen, readings, strict=True):
+            found[i] = own
         return found
 
-    def _batch(self, batch: list[Text]) -> list[float]:
-        """The losses of a batch, halved as long as it does not fit the memory."""
-        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
-        try:
-            return self._forward(batch)
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-        clear_device_cache(garbage_collection=True)
-        longest = max(len(text.ids) for text in batch)
-        if len(batch) == 1:
-            raise InputError(f"a text of {longest} tokens does not fit this device's memory: lower "
-                             f"the method's max_length")
-        self.tokens_per_batch = max(1, len(batch) * longest // 2)
-        distributed.warn(f"[measure] out of memory with {len(batch)} x {longest} tokens: split; "
-                         f"{self.tokens_per_batch} tokens per batch from here on")
-        half = len(batch) // 2
-        return self._batch(batch[:half]) + self._batch(batch[half:])
-
-    def _forward(self, batch: list[Text]) -> list[float]:
+    def _forward(self, batch: list[Text]) -> list[Reading]:
         """Padded on the right, where a causal model needs no mask."""
         import torch
 
@@ -97,43 +88,55 @@ class CausalModel:
                   for row, text in enumerate(batch)]
         targets = torch.cat(places)
         with torch.inference_mode():
-            self._wanted = (targets - 1).to(self.model.device)
+            self._wanted = targets - 1
             logits = self.model(input_ids=ids.to(self.model.device), use_cache=False).logits[0]
-            found = self._negative_log_likelihoods(logits, ids.flatten()[targets])        # [P]
-            return [own.mean().item() for own in found.split([len(own) for own in places])]
+            found = _negative_log_likelihoods(logits, ids.flatten()[targets])             # [P]
+            vectors = self._means(batch) if self._vectors else [None] * len(batch)
+        self._states = None
+        return [Reading(own.mean().item(), vector) for own, vector in zip(
+            found.split([len(own) for own in places]), vectors, strict=True)]
+
+    def _means(self, batch: list[Text]) -> np.ndarray:
+        """Mean hidden states over the tokens of each text; float32 [S, H]."""
+        import torch
+
+        lengths = torch.tensor([len(text.ids) for text in batch], device=self._states.device)
+        real = torch.arange(self._states.shape[1], device=lengths.device) < lengths[:, None]
+        total = (self._states.float() * real[..., None]).sum(1)                        # [S, H]
+        return (total / lengths[:, None]).cpu().numpy()
 
     def _keep_wanted(self, head: Any, inputs: tuple) -> tuple:
         """Hidden states [S, T, H] -> [1, P, H] of the wanted positions, before the model's head."""
-        return (inputs[0].flatten(0, 1)[self._wanted][None], *inputs[1:])
-
-    def _negative_log_likelihoods(self, logits: Any, targets: Any) -> Any:
-        """Of targets [P] under logits [P, V]: float64 [P] on the processor."""
-        import torch
-
-        parts = [torch.nn.functional.cross_entropy(own.float(), wanted.to(own.device),
-                                                   reduction="none").double().cpu()
-                 for own, wanted in zip(logits.split(_POSITIONS), targets.split(_POSITIONS),
-                                        strict=True)]
-        return torch.cat(parts)
+        self._states = inputs[0]
+        wanted = self._wanted.to(self._states.device)
+        return (self._states.flatten(0, 1)[wanted][None], *inputs[1:])
 
 
-def load_model(name: str, config: Config, dtype: str, max_length: int, key: str) -> CausalModel:
-    """The model that the input `name` of stage measure stands for, on this rank's device.
+def _negative_log_likelihoods(logits: Any, targets: Any) -> Any:
+    """Of targets [P] under logits [P, V]: float64 [P] on the processor."""
+    import torch
+
+    return torch.cat([
+        torch.nn.functional.cross_entropy(own.float(), wanted.to(own.device), reduction="none")
+        .double().cpu()
+        for own, wanted in zip(logits.split(_POSITIONS), targets.split(_POSITIONS), strict=True)])
+
+
+def load_model(config: Config, dtype: str, max_length: int, key: str, *,
+               vectors: bool = False) -> CausalModel:
+    """The model that measures by the configured method, on this rank's device or GPUs.
 
     InputError where it takes fewer than max_length tokens, which configuration key `key` asks for.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
-    folder = models.local_folder(model_of(name, config), config.output_dir)
+    folder = models.local_folder(model_of("measure.model", config), config.output_dir)
     trust = config.model.trust_remote_code
-    longest = getattr(models.describe(folder, trust_remote_code=trust),
-                      "max_position_embeddings", None) or max_length
+    longest = weights.max_positions(models.describe(folder, trust_remote_code=trust))
     if longest < max_length:
         raise InputError(f"{key} is {max_length}, but {folder} takes {longest} tokens at most")
     tokenizer = models.load_tokenizer(folder, trust_remote_code=trust)
     tokenizer.truncation_side = "right"
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), trust_remote_code=trust).to(distributed.device())
-    tokens = config.embedding.tokens_per_batch or TOKENS_PER_BATCH[model.device.type]
-    return CausalModel(model.eval(), tokenizer, tokens_per_batch=tokens)
+    weights.check_room(AutoModelForCausalLM, folder, dtype, config)
+    model = weights.load(AutoModelForCausalLM, folder, dtype, config)
+    return CausalModel(model, tokenizer, tokens_per_batch=budget(model, config), vectors=vectors)

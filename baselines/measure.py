@@ -3,6 +3,8 @@
 Reads   pool.jsonl                N records
 Writes  measures/NAME/*.jsonl     a line per record: {"id": ..., what selection.method measures}
         measures/NAME/*.npy       float32 [n, H], the records' vectors, of a method that has them
+        measures/NAME/tags.json, vectors.npy      of method mig: all tags [L], their vectors [L, H]
+        measure_parts/NAME/PART/*.jsonl           of a method with several models: what each says
 
 NAME is selection.measure, by default the method. Stage select then chooses by these files.
 
@@ -11,7 +13,9 @@ NAME is selection.measure, by default the method. Stage select then chooses by t
 """
 
 from collections.abc import Callable
+from functools import reduce
 from importlib import import_module
+from operator import or_
 from pathlib import Path
 from typing import Protocol
 
@@ -24,30 +28,38 @@ from adg.errors import InputError
 from adg.records import Pool
 from adg.stages import inputs_of, model_of
 
-VECTOR = "vector"  # the key of a row under which a measurer gives a vector [H]
 _ROW = 400  # bytes of a row, about
 
 
 class Measurer(Protocol):
-    """A model, loaded, and what one method asks of it."""
+    """A model, loaded, and what one method asks of it; one of several has `close()` too."""
 
     def measure(self, records: list[dict]) -> list[dict]:
-        """What there is to know of each record, without its id; a vector under VECTOR."""
+        """What there is to know of each record, without its id; a vector under measures.VECTOR."""
 
 
-MEASURERS = {  # {method: "module:function" of what loads its measurer by the configuration}
+# {method: "module:function" of what loads its measurer by the configuration}, or by PART those of
+# several models, which do not fit in memory together and come one after another
+MEASURERS: dict[str, str | dict[str, str]] = {
     "ifd": "baselines.losses:load_ifd",
+    "pre_experience": "baselines.losses:load_pre_experience",
+    "superfiltering": "baselines.losses:load_superfiltering",
+    "superfiltering_d": "baselines.losses:load_superfiltering",
     "scar": "baselines.ranker:StyleScores",
+    "mig": {"tags": "baselines.annotate:load_tagger", "quality": "baselines.annotate:load_quality",
+            "complexity": "baselines.annotate:load_complexity"},
 }
+# {method: what writes, once all records are measured, what is of the pool as a whole}
+FINISHERS = {"mig": "baselines.tag_vectors:write_tag_vectors"}
 
 
 def main() -> None:
     command = parse_command(__doc__)
     config = command.config
     method = config.selection.method
-    if method not in MEASURERS:
-        raise InputError(f"selection.method is {method}, which measures nothing; those that do: "
-                         f"{', '.join(MEASURERS)}")
+    if not config.selection.facts().measures():
+        raise InputError(f"selection.method is {method}, which measures nothing as it is "
+                         f"configured; methods that do: {', '.join(MEASURERS)}")
     run = provenance.begin("measure", config, overwrite=command.overwrite)
     if run is None:
         return
@@ -65,19 +77,49 @@ def main() -> None:
     to_do = missing()
     mine = distributed.my_share(to_do)
     if mine:
-        measurer = loader(method)(config)
-        with distributed.progress("measure", sum(len(chunks[i]) for i in mine)) as progress:
-            for i in mine:
-                complete(folder, i, pool.rows(chunks[i]), measurer)
-                progress.update(len(chunks[i]))
+        measure(run, pool, {i: chunks[i] for i in mine})
     if not missing():
-        run.finish(records=sum(len(chunks[i]) for i in to_do))
+        counts = found_at(FINISHERS[method])(folder, config) if method in FINISHERS else {}
+        run.finish(records=sum(len(chunks[i]) for i in to_do), **counts)
 
 
-def loader(method: str) -> Callable[[Config], Measurer]:
-    """What loads a method's measurer; its module is imported here and not before."""
-    module, function = MEASURERS[method].split(":")
+def measure(run: provenance.StageRun, pool: Pool, chunks: dict[int, range]) -> None:
+    """Measure the records of `chunks`, by their numbers, with one model after another."""
+    config, loads = run.config, loaders(run.config.selection.method)
+    folder = measures.folder_of(run.folder, config)
+    parts = [run.folder / "measure_parts" / config.selection.measure / part for part in loads]
+    with distributed.progress("measure", len(loads) * sum(map(len, chunks.values()))) as progress:
+        for load, own in zip(loads.values(), parts if len(parts) > 1 else [folder], strict=True):
+            lacking = [i for i in chunks if rows_there(own, i) < len(chunks[i])]
+            progress.update(sum(len(chunks[i]) for i in chunks if i not in lacking))
+            measurer = load(config) if lacking else None
+            for i in lacking:
+                complete(own, i, pool.rows(chunks[i]), measurer)
+                progress.update(len(chunks[i]))
+            if lacking and len(parts) > 1:
+                measurer.close()
+    for i in chunks if len(parts) > 1 else ():
+        join(folder, i, parts)
+
+
+def loaders(method: str) -> dict[str, Callable[[Config], Measurer]]:
+    """What loads a method's measurers, by PART ("" where there is one)."""
+    given = MEASURERS[method]
+    return {part: found_at(place)
+            for part, place in (given if isinstance(given, dict) else {"": given}).items()}
+
+
+def found_at(place: str) -> Callable:
+    """The function of "module:function"; the module is imported here and not before."""
+    module, function = place.split(":")
     return getattr(import_module(module), function)
+
+
+def join(folder: Path, index: int, parts: list[Path]) -> None:
+    """Write a chunk's rows, each with what all parts say of its record."""
+    name = artifacts.chunk_name(index, "jsonl")
+    rows = zip(*(artifacts.JsonlRows(part / name) for part in parts), strict=True)
+    artifacts.write_jsonl(folder / name, (reduce(or_, own) for own in rows))
 
 
 def rows_there(folder: Path, index: int) -> int:
@@ -104,7 +146,7 @@ def complete(folder: Path, index: int, records: list[dict], measurer: Measurer) 
     after = rows_there(folder, index)
     path = folder / artifacts.chunk_name(index, "jsonl")
     rows = measurer.measure(records[after:])
-    vectors = [row.pop(VECTOR) for row in rows if VECTOR in row]
+    vectors = [row.pop(measures.VECTOR) for row in rows if measures.VECTOR in row]
     if vectors:
         arrays.write_array(path.with_suffix(".npy"), np.array(vectors, np.float32), after=after)
     lines = [*(artifacts.JsonlRows(path) if after else ()),

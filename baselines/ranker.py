@@ -25,7 +25,8 @@ class StyleScores:
 
     def __init__(self, config: Config) -> None:
         settings = config.selection.scar
-        folder = models.source_of(settings.model_name_or_path)
+        folder = models.source_of(settings.model_name_or_path,
+                                  "selection.scar.model_name_or_path")
         self._device, self._settings = distributed.device(), settings
         self._model = load_ranker(folder, config).to(self._device).eval()
         self._tokenizer = models.load_tokenizer(folder, trust_remote_code=False)
@@ -85,7 +86,8 @@ def encoder_folder(name: str, config: Config) -> Path:
 
     The package runs an encoder's own code unasked; here that takes model.trust_remote_code.
     """
-    folder = models.source_of(config.selection.scar.encoder_name_or_path or name)
+    folder = models.source_of(config.selection.scar.encoder_name_or_path or name,
+                              "selection.scar.encoder_name_or_path")
     described = (folder / "config.json").read_text(encoding="utf-8")
     if '"auto_map"' in described and not config.model.trust_remote_code:
         raise InputError(f"model.trust_remote_code is false, but the encoder {folder} of "

@@ -27,7 +27,7 @@ _LEVEL = 9
 class Recipe(NamedTuple):
     """What a selection does where the release has defects."""
 
-    repeats: bool  # where few records are left, those picked and turned down come back as equals
+    repeats: bool  # where few records are left, those picked and turned down come back too
     whole_rounds: bool  # the number of picks is rounded up to whole rounds
 
 
@@ -80,8 +80,9 @@ def pick_in_rounds(texts: Sequence[bytes], budget: int, *, recipe: Recipe, candi
     list picks `picks_per_round`; no later round looks at marked records. Ratios are compared in
     float32; ties go to the first in the pool.
 
-    Without `recipe.repeats`, marked records that were turned down are open again once too few
-    others are left for a round, and N records can all be picked, each once.
+    With `recipe.repeats`, marked records fill up a round in pool order where too few others are
+    left. Without, those that were turned down are open again once the others do not make a round,
+    so that N records can all be picked, each once.
     """
     chosen, rows = Prefix(), []
     marked = np.zeros(len(texts), dtype=bool)
@@ -98,7 +99,6 @@ def pick_in_rounds(texts: Sequence[bytes], budget: int, *, recipe: Recipe, candi
             order = np.where(marked, np.float32(np.inf), ratios)
             seen = np.sort(seen[_lowest(order[seen], candidates)])
             ratios[seen] = _ratios_with(chosen, texts, seen, workers)
-            marked[seen] = False
             listed = np.sort(seen[_lowest(ratios[seen], shortlist)])
             marked[listed] = True
             picks, lows = _pick_greedily(texts, listed.tolist(), size, workers)
@@ -159,10 +159,14 @@ def choose_by_compression(folder: Path, pool: Pool, config: Config) -> Choice:
             rounds.append(found)
             bar.update(len(found.rows))
     rows = [row for found in rounds for row in found.rows]
+    reopened = sum(found.reopened for found in rounds)
+    if reopened:
+        say(f"[select] note: before {reopened} of {len(rounds)} rounds too few records were left: "
+            f"those that earlier rounds had turned down were tried again")
     scores = np.full(len(pool), np.nan)
     for row, ratio in zip(reversed(rows), (low for found in reversed(rounds)
                                            for low in reversed(found.ratios)), strict=True):
         scores[row] = ratio  # of a repeated pick the first counts
     return without_divergence(pool, (rows, (), ()), {
-        "rounds": len(rounds), "reopened": sum(found.reopened for found in rounds),
+        "rounds": len(rounds), "reopened": reopened,
         "repeated": len(rows) - len(set(rows)), "zlib": zlib.ZLIB_RUNTIME_VERSION}, score=scores)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
+from adg import measures
 from adg.config import Config
 from adg.errors import InputError
 from adg.methods.annotations import Annotation, annotations_of, read_names, tag_vectors
@@ -119,7 +120,11 @@ def choose_by_information_gain(folder: Path, pool: Pool, config: Config) -> Choi
     """Method mig: top in the order of the picks, the score the gain at the pick; no controls."""
     settings, budget = config.selection.mig, config.selection.budget
     valid = frozenset(read_names(Path(settings.valid_tags))) if settings.valid_tags else None
-    source = Path(settings.annotations) if settings.annotations else None
+    if settings.tag_vectors is None:
+        source = vectors = measures.folder_of(folder, config)
+    else:
+        source = Path(settings.annotations) if settings.annotations else None
+        vectors = Path(settings.tag_vectors)
     annotations = annotations_of(pool, source, valid)
     kept = np.array([row for row, own in enumerate(annotations) if own is not None], dtype=np.int64)
     if budget > len(kept):
@@ -127,7 +132,7 @@ def choose_by_information_gain(folder: Path, pool: Pool, config: Config) -> Choi
                          f"records have tags and scores: give {len(kept)} at most")
     annotations = [own for own in annotations if own is not None]
     labels = sorted({tag for own in annotations for tag in own.tags})
-    similar = propagation(tag_vectors(Path(settings.tag_vectors), labels),
+    similar = propagation(tag_vectors(vectors, labels),
                           threshold=settings.threshold, weight=settings.prop_weight)
     values = label_rows(annotations, labels, norm=settings.norm) @ similar               # [N, L]
     rows, gains = pick_by_gain(values, budget, SLOPES[settings.phi](settings))

@@ -9,7 +9,7 @@ from adg.errors import InputError
 from adg.method_facts import FACTS
 from adg.methods import METHODS
 from adg.stages import inputs_of, model_of, needed_stages, parameters_of
-from baselines.measure import MEASURERS, loader
+from baselines.measure import FINISHERS, MEASURERS, loaders
 
 MEASURED = [name for name, facts in FACTS.items() if facts.measures()]
 
@@ -17,7 +17,8 @@ MEASURED = [name for name, facts in FACTS.items() if facts.measures()]
 def test_every_method_is_whole():
     assert set(METHODS) == set(FACTS)
     assert set(MEASURERS) == set(MEASURED)
-    assert all(callable(loader(name)) for name in MEASURERS)
+    assert all(map(callable, (load for name in MEASURERS for load in loaders(name).values())))
+    assert set(FINISHERS) <= set(MEASURERS)
     assert len({facts.title for facts in FACTS.values()}) == len(FACTS)
 
 

@@ -20,6 +20,7 @@ from adg.methods.mig import (
     slope_of_exponential,
     slope_of_power,
 )
+from adg.pipeline import check_ahead
 from adg.provenance import StageRun
 
 
@@ -45,7 +46,7 @@ def dense_picks(values: np.ndarray, number: int, slope: Callable) -> list[int]:
 def made_up(number: int, labels: int, seed: int = 0) -> tuple[list[Annotation], np.ndarray]:
     """Annotations with tags of unlike frequency, and vectors of which some are near each other."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(labels // 2, 16))
+    centres = rng.normal(size=(labels // 4, 16))
     vectors = centres[np.arange(labels) % len(centres)] + 0.3 * rng.normal(size=(labels, 16))
     share = 1 / np.arange(1, labels + 1)
     draws = [rng.choice(labels, size=rng.integers(0, 5), p=share / share.sum())
@@ -272,10 +273,17 @@ def test_annotations_of_another_pool_are_refused(mig_run, tmp_path, rows, messag
     ("phi_a=0", "selection.mig.phi_a is 0.0; it must be above 0"),
     ("phi_b=1.2", "selection.mig.phi_b is 1.2; it must be above 0 and at most 1"),
     ("phi_alpha=0", "selection.mig.phi_alpha is 0.0; it must be above 0"),
-    ("norm=false", "selection.mig.tag_vectors is None; it must be ")])
+    ("annotations=x", "selection.mig.tag_vectors is None; it must be ")])
 def test_settings_that_cannot_be_are_refused_by_name(config_file, override: str, message: str):
     with pytest.raises(InputError, match=message):
         load_config(config_file(), ["selection.method=mig", f"selection.mig.{override}"])
+
+
+def test_a_missing_file_is_named_before_the_first_stage(config_file):
+    config = load_config(config_file(), ["selection.method=mig",
+                                         "selection.mig.tag_vectors=gone.npy"])
+    with pytest.raises(InputError, match="selection.mig.tag_vectors: gone.npy is not there"):
+        check_ahead(["prepare", "select"], config, 1)
 
 
 REFERENCE_FILE = REFERENCE / "baselines/mig.json"

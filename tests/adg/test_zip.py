@@ -149,6 +149,13 @@ def test_the_stage_compresses_sharegpt_records_and_gives_the_ratio_at_the_pick(z
     assert log["subset_sizes"] == {"top": 4, "middle": 0, "bottom": 0}
 
 
+def test_that_turned_down_records_come_back_is_said(zip_run, capsys):
+    top, _, log = zip_run(RECORDS, "selection.budget=8", "selection.zip.shortlist=6",
+                          "selection.zip.picks_per_round=3")
+    assert len(set(top)) == 8 and log["reopened"] == 1
+    assert "before 1 of 3 rounds too few records were left" in capsys.readouterr().out
+
+
 def test_the_source_is_a_part_of_the_text(config_file):
     def source(*overrides: str) -> str | None:
         return load_config(config_file(), [

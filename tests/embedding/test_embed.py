@@ -8,13 +8,13 @@ import torch
 from conftest import RECORDS, tree
 from transformers import AutoModelForCausalLM
 
-from adg import artifacts, distributed
+from adg import artifacts, distributed, weights
 from adg.config import GenerationConfig
 from adg.errors import InputError
 from adg.geometry import centred_grams
 from adg.models import load_tokenizer
 from adg.prompts import Prompter
-from embedding import backbone, embed
+from embedding import embed
 from generation import prepare_pool
 
 ANSWERS = [[f"Answer {k} to {i}, é{'!' * k}" for k in range(3)] for i in range(len(RECORDS))]
@@ -160,7 +160,7 @@ def test_the_models_own_limit_counts_too(config_file, stage, answered, tiny_mode
 
 def test_a_model_that_cannot_fit_ends_before_the_pool_is_read(config_file, stage, answered,
                                                               monkeypatch):
-    monkeypatch.setattr(backbone, "_memory", lambda config: {"cpu": 100_000})
+    monkeypatch.setattr(weights, "_memory", lambda config: {"cpu": 100_000})
     monkeypatch.setattr(embed, "Pool", None)
     with pytest.raises(InputError, match=r"the weights take 0\.\d GiB, and a rank's share of the "
                                          r"memory has 0\.0 GiB free: raise embedding.gpus_per"):

@@ -1,0 +1,60 @@
+"""Method pre_experience: what IFD's pre-experienced model is fine-tuned on (Cherry_LLM).
+
+Shapes: N records of the pool, H dimensions of a vector.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from adg.config import Config
+from adg.errors import InputError
+from adg.measures import Measures
+from adg.methods.choice import Choice, without_divergence
+from adg.records import Pool
+
+
+def choose_for_pre_experience(folder: Path, pool: Pool, config: Config) -> Choice:
+    """Method pre_experience: some of each cluster of the instructions, whatever the budget.
+
+    The controls are empty; a record's bin is its cluster.
+    """
+    settings = config.selection.pre_experience
+    if settings.clusters > len(pool):
+        raise InputError(f"selection.pre_experience.clusters is {settings.clusters}, but the pool "
+                         f"has {len(pool)} records: give {len(pool)} at most")
+    measures = Measures(folder, pool, config)
+    perplexities, = measures.numbers("perplexity")
+    labels = cluster(measures.vectors(), settings.clusters, num_init=settings.num_init,
+                     random_state=settings.random_state)
+    top = sample_clusters(labels, perplexities, settings.per_cluster,
+                          percentiles=(settings.low_percentile, settings.high_percentile))
+    return without_divergence(pool, (top, (), ()), {}, bin=labels, perplexity=perplexities)
+
+
+def cluster(vectors: np.ndarray, num_clusters: int, *, num_init: int,
+            random_state: int) -> np.ndarray:
+    """k-means labels [N] of vectors [N, H] as they are."""
+    from sklearn.cluster import KMeans
+
+    return KMeans(num_clusters, n_init=num_init, random_state=random_state).fit(vectors).labels_
+
+
+def sample_clusters(labels: np.ndarray, perplexities: np.ndarray, per_cluster: int, *,
+                    percentiles: tuple[float, float]) -> np.ndarray:
+    """Positions of the sampled records, cluster after cluster in the order of the labels.
+
+    A cluster of fewer than `per_cluster` goes whole. Of another count those between the two
+    percentiles of its own perplexities, ends included: every (count // per_cluster)-th in pool
+    order, the first `per_cluster`; all, where there are fewer.
+    """
+    chosen = [np.empty(0, dtype=np.int64)]
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) >= per_cluster:
+            own = perplexities[rows]
+            low, high = np.percentile(own, percentiles)
+            rows = rows[(own >= low) & (own <= high)]
+            rows = rows[:: max(1, len(rows) // per_cluster)][:per_cluster]
+        chosen.append(rows)
+    return np.concatenate(chosen)

@@ -1,0 +1,50 @@
+"""What is read in batches by a token budget, that shrink where the memory is too small."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from adg import distributed
+from adg.batching import TOKENS_PER_BATCH, plan_batches
+from adg.config import Config
+from adg.errors import InputError
+
+
+class Batcher:
+    """Reads items in batches of like length; out of memory halves a batch and the budget."""
+
+    def __init__(self, read: Callable[[list[Any]], Sequence[Any]], tokens_per_batch: int) -> None:
+        """`read` takes the items of a batch and gives what it found in each."""
+        self._read, self.tokens_per_batch = read, tokens_per_batch
+
+    def read(self, items: Sequence[Any], lengths: list[int]) -> list[Any]:
+        """What was found in each of the items, in order."""
+        found: list[Any] = [None] * len(items)
+        for batch in plan_batches(lengths, self.tokens_per_batch):
+            longest = lengths[batch[0]]
+            for position, own in zip(batch, self._batch([items[i] for i in batch], longest),
+                                     strict=True):
+                found[position] = own
+        return found
+
+    def _batch(self, batch: list[Any], longest: int) -> list[Any]:
+        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+        try:
+            return list(self._read(batch))
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        clear_device_cache(garbage_collection=True)
+        if len(batch) == 1:
+            raise InputError(f"a text of {longest} tokens does not fit this device's memory: lower "
+                             f"the method's max_length, or raise embedding.gpus_per_model")
+        self.tokens_per_batch = max(1, len(batch) * longest // 2)
+        distributed.warn(f"[measure] out of memory with {len(batch)} x {longest} tokens: split; "
+                         f"embedding.tokens_per_batch is {self.tokens_per_batch} from here on")
+        half = len(batch) // 2
+        return self._batch(batch[:half], longest) + self._batch(batch[half:], longest)
+
+
+def budget(model: Any, config: Config) -> int:
+    """Tokens of one batch for a model: embedding.tokens_per_batch."""
+    return config.embedding.tokens_per_batch or TOKENS_PER_BATCH[model.device.type]

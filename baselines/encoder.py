@@ -1,0 +1,55 @@
+"""A sentence encoder: texts to unit vectors (SuperFiltering.D).
+
+Shapes: S texts of a batch, T tokens of the longest, H hidden.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from adg import models, weights
+from adg.config import Config
+from adg.stages import model_of
+from baselines.batches import Batcher, budget
+
+_FIELDS = {"all": ("instruction", "input", "output"), "instruction": ("instruction",),
+           "output": ("output",)}
+
+
+class TextEncoder:
+    """An encoder whose vector of a text is the mean over its tokens, of unit length."""
+
+    def __init__(self, model: Any, tokenizer: Any, fields: str, *, tokens_per_batch: int) -> None:
+        self._model, self._tokenizer, self._fields = model, tokenizer, _FIELDS[fields]
+        self._limit = min(tokenizer.model_max_length, weights.max_positions(model.config))
+        self._batcher = Batcher(self._forward, tokens_per_batch)
+
+    def encode(self, records: list[dict]) -> list[np.ndarray]:
+        """The unit vector of each record's fields, a line each (an empty one too); float32 [H]."""
+        texts = ["\n".join(record[name] for name in self._fields) for record in records]
+        ids = self._tokenizer(texts, truncation=True, max_length=self._limit)["input_ids"]
+        return self._batcher.read(ids, [len(own) for own in ids])
+
+    def _forward(self, batch: list[list[int]]) -> np.ndarray:
+        import torch
+
+        longest = max(map(len, batch))
+        ids, mask = (torch.zeros(len(batch), longest, dtype=torch.long) for _ in range(2))
+        for row, own in enumerate(batch):
+            ids[row, : len(own)], mask[row, : len(own)] = torch.tensor(own), 1
+        ids, mask = ids.to(self._model.device), mask.to(self._model.device)
+        with torch.inference_mode():
+            states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+            mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)        # [S, H]
+            return torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
+
+
+def load_encoder(config: Config) -> TextEncoder:
+    """The encoder that selection.superfiltering.encoder names, in float32."""
+    from transformers import AutoModel
+
+    folder = models.local_folder(model_of("measure.encoder", config), config.output_dir)
+    tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
+    model = weights.load(AutoModel, folder, "float32", config)
+    return TextEncoder(model, tokenizer, config.selection.superfiltering.text,
+                       tokens_per_batch=budget(model, config))

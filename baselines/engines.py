@@ -1,0 +1,145 @@
+"""The engines that read prompts for annotation: vLLM, or transformers (slow, runs any model).
+
+Both take token ids, complete them greedily, and say how likely each of a few tokens comes next.
+
+Shapes: B prompts, C choices.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from adg import distributed
+from adg.config import Config
+
+_BATCH = 16  # prompts of one forward pass of transformers
+
+
+class Engine(Protocol):
+    """What annotation needs of an engine."""
+
+    def complete(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+        """The most likely continuation of each prompt, without special tokens."""
+
+    def probabilities(self, prompts: list[list[int]], choices: list[int]) -> np.ndarray:
+        """[B, C]: how likely each of the tokens `choices` comes next, if one of them does."""
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+
+
+class VllmEngine:
+    """vLLM's engine, a `vllm.LLM`."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+
+    def complete(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+        tokenizer = self._llm.get_tokenizer()
+        return [tokenizer.decode(output.token_ids, skip_special_tokens=True)
+                for output in self._run(prompts, max_tokens=max_new_tokens)]
+
+    def probabilities(self, prompts: list[list[int]], choices: list[int]) -> np.ndarray:
+        outputs = self._run(prompts, max_tokens=1, logprob_token_ids=choices)
+        found = [[output.logprobs[0][token].logprob for token in choices] for output in outputs]
+        return _softmax(np.array(found, dtype=np.float64))
+
+    def _run(self, prompts: list[list[int]], **parameters: Any) -> list[Any]:
+        from vllm import SamplingParams
+
+        outputs = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts],
+                                     SamplingParams(temperature=0, **parameters), use_tqdm=False)
+        return [output.outputs[0] for output in outputs]
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+class TransformersEngine:
+    """transformers, in batches of prompts of like length with left padding."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from adg.models import load_tokenizer
+
+        remote = config.model.trust_remote_code
+        self._device = distributed.device()
+        self._model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, config.model.dtype), trust_remote_code=remote,
+        ).to(self._device).eval()
+        self._tokenizer = load_tokenizer(folder, trust_remote_code=remote)
+
+    def complete(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+        def of(batch: dict[str, Any]) -> list[str]:
+            ids = self._model.generate(
+                **batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+                temperature=None, top_p=None, top_k=None, pad_token_id=_PADDING)
+            return self._tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1]:],
+                                                skip_special_tokens=True)
+
+        return self._in_batches(prompts, of)
+
+    def probabilities(self, prompts: list[list[int]], choices: list[int]) -> np.ndarray:
+        def of(batch: dict[str, Any]) -> list[np.ndarray]:
+            positions = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+            logits = self._model(**batch, position_ids=positions, use_cache=False,
+                                 logits_to_keep=1).logits[:, -1, choices]
+            return list(logits.double().cpu().numpy())
+
+        return _softmax(np.array(self._in_batches(prompts, of)))
+
+    def _in_batches(self, prompts: list[list[int]], of: Any) -> list[Any]:
+        import torch
+
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        found: list[Any] = [None] * len(prompts)
+        for start in range(0, len(order), _BATCH):
+            numbers = order[start: start + _BATCH]
+            longest = len(prompts[numbers[-1]])
+            lacking = [longest - len(prompts[number]) for number in numbers]
+            batch = {
+                "input_ids": [[_PADDING] * lack + prompts[number]
+                              for number, lack in zip(numbers, lacking, strict=True)],
+                "attention_mask": [[0] * lack + [1] * (longest - lack) for lack in lacking]}
+            with torch.inference_mode():
+                own = of({name: torch.tensor(rows, device=self._device)
+                          for name, rows in batch.items()})
+            for number, result in zip(numbers, own, strict=True):
+                found[number] = result
+        return found
+
+    def close(self) -> None:
+        import torch
+
+        del self._model
+        torch.cuda.empty_cache()
+
+
+_PADDING = 0  # any token: it is masked
+
+
+def _softmax(values: np.ndarray) -> np.ndarray:
+    weights = np.exp(values - values.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def start_vllm(folder: Path, config: Config) -> VllmEngine:
+    """vLLM on this rank's first GPU, in a process of its own, which gives all its memory back when
+    it ends."""
+    on_gpu = distributed.prepare_vllm(own_process=True)
+    import vllm
+
+    options: dict[str, Any] = {"enforce_eager": True} if not on_gpu else {
+        "gpu_memory_utilization": config.generation.gpu_memory_utilization}
+    return VllmEngine(vllm.LLM(
+        str(folder), dtype=config.model.dtype, seed=config.seed, disable_log_stats=True,
+        trust_remote_code=config.model.trust_remote_code,
+        max_model_len=config.selection.mig.annotator.max_length, **options))
+
+
+ENGINES: dict[str, Callable[[Path, Config], Engine]] = {
+    "vllm": start_vllm, "transformers": TransformersEngine}
