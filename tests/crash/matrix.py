@@ -214,6 +214,7 @@ class Lab:
         for name in names[: 1 + max(map(names.index, killed))]:
             self.run.mkdir(exist_ok=True)
             replace(self.base / f"{name}.before", self.run)
+            replace(self.run, self.base / f"{name}.before")  # new times, as in every later run
             with self.base.joinpath(f"{name}.operations").open("wb", buffering=0) as file:
                 status = self.stage(name, lambda operation, file=file: file.write(
                     ("\t".join(operation) + "\n").encode()))
