@@ -7,6 +7,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -23,7 +24,8 @@ def write_array(path: Path, values: np.ndarray, *, after: int = 0) -> None:
     if after:
         values = np.concatenate([read_array(path)[:after], values])
     with written_aside(path) as aside, aside.open("wb") as file:
-        np.save(file, values, allow_pickle=False)
+        # not the file itself, whose number numpy would write to: its errors do not say what failed
+        np.save(SimpleNamespace(write=file.write), values, allow_pickle=False)
 
 
 def array_blocks(folder: Path, num_rows: int, *, row_dims: int, block_size: int) -> list[Block]:

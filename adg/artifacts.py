@@ -10,9 +10,10 @@ import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from adg.errors import InputError
 
@@ -21,16 +22,42 @@ from adg.errors import InputError
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a hidden path beside `path`; what stands there at the end takes the place of `path`."""
+    """Yield a hidden path beside `path`; what stands there at the end takes the place of `path`.
+
+    Raises OSError that names `path` where it cannot be written; nothing is then left aside.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
-    with contextlib.ExitStack() as on_error:
-        on_error.callback(aside.unlink, missing_ok=True)
-        yield aside
-        on_error.pop_all()
-    flush(aside)
-    os.replace(aside, path)
-    flush(path.parent)
+    try:
+        with naming(path, aside):
+            yield aside
+            flush(aside)
+            os.replace(aside, path)
+            flush(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a folder that has become read-only
+            aside.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path, *also: Path) -> Iterator[None]:
+    """Have an OSError that names no file, as that of a full disk does, or one of `also`, name
+    `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename not in (None, *map(str, also)):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def put(file: TextIO, text: str) -> None:
+    """Write to one of several open files, so that an OSError says to which."""
+    try:
+        file.write(text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def flush_tree(folder: Path) -> None:
@@ -92,13 +119,31 @@ def write_json_array(path: Path, rows: Iterable[dict]) -> None:
         file.write("\n]\n")
 
 
-def drop_torn_line(log: BinaryIO) -> None:
-    """Cut off a last line without an end, which a writer that was killed left in a log.
+# Logs: files that grow by a line, open as "a+b" and unbuffered
 
-    The log is open as "a+b". No second handle is opened: closing one would give up a lock on it.
+
+def drop_torn_line(log: FileIO) -> list[bytes]:
+    """Cut off a last line without an end, which a writer that was killed left; the whole lines.
+
+    No second handle is opened: closing one would give up a lock on the log.
     """
     log.seek(0)
-    log.truncate(log.read().rfind(b"\n") + 1)
+    content = log.read()
+    lines = content[: content.rfind(b"\n") + 1]
+    if lines != content:
+        log.truncate(len(lines))
+    return lines.splitlines()
+
+
+def append_line(log: FileIO, line: str) -> None:
+    """Append a line, or nothing of it: on a full disk OSError that names the log."""
+    size, left = log.seek(0, os.SEEK_END), memoryview(line.encode() + b"\n")
+    try:
+        while left:
+            left = left[log.write(left):]
+    except OSError as error:
+        log.truncate(size)
+        raise OSError(error.errno, error.strerror, str(log.name)) from error
 
 
 # Chunks

@@ -1,13 +1,16 @@
 """From `model.name_or_path` to a local Hugging Face folder, its identity and its tokenizer."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from adg import artifacts
 from adg.errors import InputError
 
 _BLOCK = 1 << 16  # bytes of one sample of a weight file
@@ -149,18 +152,46 @@ def local_folder(name_or_path: str, output_dir: str) -> Path:
 
 
 def _dequantise(source: Path, folder: Path) -> None:
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    with saving(folder, aside):
+        _save_dequantised(source, aside)
+        artifacts.flush_tree(aside)
+        aside.rename(folder)
+
+
+def _save_dequantised(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
     )
-    model.save_pretrained(aside)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(aside)
-    aside.rename(folder)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def saving(folder: Path, unfinished: Path | None = None) -> Iterator[None]:
+    """An error that names `folder` where torch or safetensors cannot write what it is to hold.
+
+    They write by themselves, and what they raise on a full disk is no OSError. `unfinished`: the
+    folder that they write to, which is then removed.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with artifacts.naming(folder):
+            yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError) or (isinstance(error, RuntimeError)
+                                          and "PytorchStreamWriter" not in str(error)):
+            raise
+        raise InputError(f"{folder}: cannot be written ({str(error).splitlines()[0]}); is the disk "
+                         f"full?") from None
 
 
 def describe(folder: Path, *, trust_remote_code: bool) -> Any:

@@ -270,13 +270,17 @@ class StageRun:
         self.extends = bool(grew or record and not changed and record.get("extends"))
         if record is None or changed and not grew:
             shutil.rmtree(self.counts_path, ignore_errors=True)
-        self._write_start(self.inputs(), self._grew_from(record) if self.extends else {})
+        unfinished = record is not None and record["state"] == "started" and not changed
+        self._write_start(self.inputs(), self._grew_from(record) if self.extends else {},
+                          record.get("began") if unfinished else None)
         artifacts.write_text(self.folder / "config.yaml", to_yaml(self.config))
         self.identities.save()
 
-    def _write_start(self, inputs: dict[str, dict], grew_from: dict[str, list[str]]) -> None:
+    def _write_start(self, inputs: dict[str, dict], grew_from: dict[str, list[str]],
+                     began: str | None = None) -> None:
         artifacts.write_json(self.record_path, {
             "stage": self.label, "state": "started", "extends": self.extends,
+            "began": began or datetime.now(UTC).isoformat(),
             "parameters": self.parameters, "inputs": inputs, "outputs": {}, "grew_from": grew_from})
 
     def _grew_from(self, record: dict) -> dict[str, list[str]]:
@@ -314,8 +318,8 @@ class StageRun:
 
     def _delete_outputs(self) -> None:
         names = [*self.outputs, fill_in(self.stage.work, self.config)]
-        for path in [self.record_path, self.counts_path,
-                     *(self.folder / name for name in names if name)]:
+        for path in [*(self.folder / name for name in names if name), self.counts_path,
+                     self.record_path]:  # last: without it what is left counts as made elsewhere
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -350,9 +354,9 @@ class StageRun:
         watchdog.stop()
         seconds = time.monotonic() - self.started
         path = self.folder / "log.jsonl"
-        with path.open("a+b") as log:
+        with path.open("a+b", buffering=0) as log:
             fcntl.lockf(log, fcntl.LOCK_EX)  # of ranks that end together, one writes the line
-            artifacts.drop_torn_line(log)
+            lines = artifacts.drop_torn_line(log)
             record = self.record()
             if record["state"] == "finished":
                 lock.release(self.folder, self.label)
@@ -360,14 +364,15 @@ class StageRun:
             counts |= (total := self._total_counts())
             record |= {"state": "finished", "extends": False,
                        "outputs": {name: self.identities.artefact(name) for name in self.outputs}}
-            log.write(json.dumps({
-                "time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": self.name,
-                "label": self.label, "records": records, "seconds": round(seconds, 2),
-                "records_per_second": round(records / seconds, 3), **counts,
-                "world_size": distributed.world_size(), "versions": _versions(),
-                **{key: record[key] for key in ("parameters", "inputs", "outputs")},
-            }, ensure_ascii=False).encode() + b"\n")
-            log.flush()
+            if not self._has_line(lines, record):
+                artifacts.append_line(log, json.dumps({
+                    "time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": self.name,
+                    "label": self.label, "records": records, "seconds": round(seconds, 2),
+                    "records_per_second": round(records / seconds, 3), **counts,
+                    "world_size": distributed.world_size(), "versions": _versions(),
+                    **{key: record.get(key)
+                       for key in ("began", "parameters", "inputs", "outputs")},
+                }, ensure_ascii=False))
             artifacts.write_json(self.record_path, record)
             self.identities.save()
         lock.release(self.folder, self.label)
@@ -376,6 +381,13 @@ class StageRun:
             noted.append(f"by chunk in {self.counts_path}/")
         print(f"[{self.label}] {records} records in {seconds:.1f} s "
               f"({'; '.join([f'{records / seconds:.2f} records/s', *noted])})", flush=True)
+
+
+    def _has_line(self, lines: list[bytes], record: dict) -> bool:
+        """Whether a run that was killed at its very end has left this work's line in the log."""
+        began = record.get("began")
+        known = (json.loads(line) for line in lines if f'"began": "{began}"'.encode() in line)
+        return any(line["label"] == self.label for line in known)
 
 
 def begin(name: str, config: Config, *, overwrite: bool = False) -> StageRun | None:

@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from adg import arrays, planning, provenance
+from adg import arrays, artifacts, planning, provenance
 from adg.checks import check_bins
 from adg.command import parse_command
 from adg.config import Config
@@ -35,7 +35,7 @@ def main() -> None:
     if command.dry_run:
         plan(run, num_records)
         return
-    with tempfile.TemporaryFile(dir=run.folder) as scratch:
+    with artifacts.naming(run.folder), tempfile.TemporaryFile(dir=run.folder) as scratch:
         vectors = one_matrix(run.folder / "instruction_embeddings", num_records, scratch)
         bins = cluster(vectors, config)
     run.start()

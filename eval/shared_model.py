@@ -10,11 +10,12 @@ import importlib.metadata
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from adg import distributed, watchdog
+from adg import artifacts, distributed, watchdog
 from adg.config import Config
 from adg.errors import InputError
 
@@ -121,17 +122,6 @@ def _gathered(places: list[int], results: list) -> dict[int, Any]:
 # lm-eval's request cache
 
 
-class _Kept:
-    """Where lm-eval puts each result as soon as there is one."""
-
-    def __init__(self, known: Any) -> None:
-        self._known = known
-
-    def __setitem__(self, key: str, result: Any) -> None:
-        self._known[key] = result
-        watchdog.beat()
-
-
 @contextmanager
 def _remembering(model: Any, folder: Path | None) -> Iterator[None]:
     """Within, what `model` computes goes into this rank's part of the cache as it is done."""
@@ -140,30 +130,39 @@ def _remembering(model: Any, folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    with _opened(folder / f"{distributed.rank()}.sqlite") as known:
-        model.set_cache_hook(CacheHook(SimpleNamespace(dbdict=_Kept(known))))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{distributed.rank()}.jsonl").open("a+b", buffering=0) as log:
+        artifacts.drop_torn_line(log)
+        model.set_cache_hook(CacheHook(SimpleNamespace(dbdict=_Log(log))))
         try:
             yield
         finally:
             model.set_cache_hook(CacheHook(None))
 
 
+class _Log:
+    """What lm-eval puts results into, a line each: {"key": of the request, "result": ...}."""
+
+    def __init__(self, log: FileIO) -> None:
+        self._log = log
+
+    def __setitem__(self, key: str, result: Any) -> None:
+        artifacts.append_line(self._log, json.dumps({"key": key, "result": result}))
+        watchdog.beat()
+
+
 def _remembered(folder: Path | None, method: str, requests: list) -> dict[int, Any]:
     """{place: result} of the requests that some rank of an earlier run has computed."""
     from lm_eval.api.model import hash_args
 
-    found: dict[int, Any] = {}
     if folder is None or distributed.rank() > 0:
-        return found
+        return {}
+    known = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        with path.open("a+b", buffering=0) as log:
+            lines = artifacts.drop_torn_line(log)
+        rows = [artifacts.parse_record(line, f"{path}:{number}")
+                for number, line in enumerate(lines, start=1)]
+        known |= {row["key"]: row["result"] for row in rows}
     keys = [hash_args(method, request.args) for request in requests]
-    for path in sorted(folder.glob("*.sqlite")):
-        with _opened(path) as known:
-            found |= {i: known[key] for i, key in enumerate(keys) if key in known}
-    return found
-
-
-def _opened(path: Path) -> Any:
-    from sqlitedict import SqliteDict
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return SqliteDict(str(path), autocommit=True, encode=json.dumps, decode=json.loads)
+    return {i: known[key] for i, key in enumerate(keys) if key in known}

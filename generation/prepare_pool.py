@@ -45,10 +45,10 @@ def main() -> None:
                       records=found.usable, disk=found.size)
         return
     with artifacts.written_aside(run.folder / "pool.jsonl") as pool, \
-            artifacts.written_aside(run.folder / "rejected.jsonl") as rejects:
-        with pool.open("w", encoding="utf-8", newline="\n") as usable, \
-                rejects.open("w", encoding="utf-8", newline="\n") as rejected:
-            found = sort_out(config, usable, rejected, overlaps := [])
+            pool.open("w", encoding="utf-8", newline="\n") as usable, \
+            artifacts.written_aside(run.folder / "rejected.jsonl") as rejects, \
+            rejects.open("w", encoding="utf-8", newline="\n") as rejected:
+        found = sort_out(config, usable, rejected, overlaps := [])
         run.start()
         if config.compares_with_benchmarks():
             artifacts.write_jsonl(run.folder / "contamination.jsonl", overlaps)
@@ -94,7 +94,7 @@ def sort_out(config: Config, usable: TextIO, rejected: TextIO, overlaps: list[di
             text, file = _rejection(raw, judge.reason), rejected
         else:
             continue
-        file.write(text + "\n")
+        artifacts.put(file, text + "\n")
         size += len(text) + 1
         if judge.usable == config.pool.limit:
             break

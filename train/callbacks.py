@@ -50,7 +50,7 @@ class Progress(TrainerCallback):
         done = min(state.global_step * self._batch_size, self._total)
         self._bar = distributed.progress("finetune", self._total, done)
         if distributed.rank() == 0:
-            with self._metrics.open("a+b") as log:
+            with self._metrics.open("a+b", buffering=0) as log:
                 artifacts.drop_torn_line(log)
             known = artifacts.JsonlRows(self._metrics)
             artifacts.write_jsonl(self._metrics, [row for row in known
@@ -85,8 +85,8 @@ class Progress(TrainerCallback):
             row = {"step": state.global_step, "epoch": state.epoch, "loss": logs["loss"],
                    "learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"),
                    "tokens": int(state.num_input_tokens_seen), **self._rates}
-            with self._metrics.open("a", encoding="utf-8") as file:
-                file.write(artifacts.to_line(row) + "\n")
+            with self._metrics.open("ab", buffering=0) as log:
+                artifacts.append_line(log, artifacts.to_line(row))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._bar.close()

@@ -62,21 +62,31 @@ def main() -> None:
     trainer = build_trainer(folder, tokenizer, examples, work, accumulation, config)
     say(f"[finetune] {len(examples)} records, {config.train.epochs} epochs"
         + (f", going on from {checkpoint}" if checkpoint else ""))
-    result = train(trainer, checkpoint)
-    save_model(trainer, model)
+    result = train(trainer, checkpoint, work)
     if distributed.rank() == 0:
         plot_loss(work / "metrics.jsonl", work / "loss.png")
+    save_model(trainer, model)
+    if distributed.rank() == 0:
         run.finish(records=len(examples) * config.train.epochs, **counts,
                    steps=result.global_step, train_loss=result.training_loss)
     end_process_group()
 
 
-def train(trainer: Any, checkpoint: Path | None) -> Any:
-    """The Trainer's result; InputError that says what to change where memory runs out."""
+def train(trainer: Any, checkpoint: Path | None, work: Path) -> Any:
+    """The Trainer's result; InputError that says what to change where memory runs out.
+
+    Where `work` cannot be written, a checkpoint that is not whole is removed.
+    """
     from accelerate.utils.memory import should_reduce_batch_size
 
     try:
-        return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with models.saving(work):
+            return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (OSError, InputError):
+        for folder in work.glob("checkpoint-*"):
+            if not (folder / _WHOLE).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+        raise
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
             raise
@@ -235,13 +245,15 @@ def save_model(trainer: Any, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     trainer.model.config.use_cache = True
-    trainer.save_model(str(aside))
-    trainer.accelerator.wait_for_everyone()
-    if distributed.rank() == 0:
-        (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
-        artifacts.flush_tree(aside)
-        shutil.rmtree(folder, ignore_errors=True)  # one that was not whole
-        aside.rename(folder)
+    with models.saving(folder, aside):
+        trainer.save_model(str(aside))
+        trainer.accelerator.wait_for_everyone()
+        if distributed.rank() == 0:
+            (aside / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody needs
+            artifacts.flush_tree(aside)
+            shutil.rmtree(folder, ignore_errors=True)  # one that was not whole
+            aside.rename(folder)
+            artifacts.flush(folder.parent)
 
 
 def end_process_group() -> None:

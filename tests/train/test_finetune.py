@@ -167,12 +167,12 @@ def test_a_dry_run_says_what_memory_it_takes(config_file, with_subset, stage, ca
     assert not (with_subset / "train").exists()
 
 
-def test_out_of_memory_says_what_to_change():
+def test_out_of_memory_says_what_to_change(tmp_path):
     def fail(error: Exception):
         def train(resume_from_checkpoint: None) -> None:
             raise error
 
-        return finetune.train(SimpleNamespace(train=train), None)
+        return finetune.train(SimpleNamespace(train=train), None, tmp_path)
 
     with pytest.raises(InputError, match="Tried to allocate 9 GiB.*train.per_device_batch_size"):
         fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"))
