@@ -19,6 +19,7 @@ from adg.distributed import run_script
 from adg.errors import InputError
 from adg.history import read_log, read_records
 from adg.identity import HashCache, Identities
+from adg.method_facts import outside_inputs
 from adg.stages import OUTSIDE, STAGES
 
 _SHARED = ("chunk_size", "model.", "generation.")  # what sample and embed must agree on
@@ -84,7 +85,7 @@ def _changed(run: Path, identities: Identities, name: str, written: dict | None,
 def _foreign(label: str, name: str, known: dict, records: dict[str, dict], makers: dict[str, str],
              identities: Identities) -> Iterator[str]:
     """Whether a stage's input is not what is there, or not what its maker wrote."""
-    if name == "train.model" or name.startswith("measure."):
+    if name in ("train.model", *outside_inputs()):
         return  # each NAME has its own
     if name in OUTSIDE:
         try:
