@@ -51,10 +51,14 @@ class Measures(artifacts.JsonlRows):
 
     def vectors(self, rows: np.ndarray | None = None) -> np.ndarray:
         """The vectors of some records, or of all, float32 [n, H]."""
+        blocks = arrays.array_blocks(self.folder, len(self), row_dims=1, block_size=_BLOCK)
+        if rows is None:
+            return np.concatenate([arrays.read_block(block) for block in blocks])
         found, start = [], 0
-        rows = np.arange(len(self)) if rows is None else rows
-        for block in arrays.array_blocks(self.folder, len(self), row_dims=1, block_size=_BLOCK):
+        for block in blocks:
             own = arrays.read_block(block)
-            found.append(own[np.isin(np.arange(start, start + len(own)), rows)])
+            here = np.flatnonzero((rows >= start) & (rows < start + len(own)))
+            found.append((here, own[rows[here] - start]))
             start += len(own)
-        return np.concatenate(found)[np.argsort(np.argsort(rows))]
+        order = np.concatenate([here for here, _ in found])
+        return np.concatenate([own for _, own in found])[np.argsort(order)]

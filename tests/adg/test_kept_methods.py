@@ -121,7 +121,9 @@ def test_superfiltering_d_picks_among_the_candidates(choose):
         choose("superfiltering_d", given, [3.0] * 10, vectors=vectors)
 
 
-def test_candidates_in_another_order_than_the_pool_keep_their_vectors(choose):
+@pytest.mark.parametrize("block", [3, 8192])
+def test_candidates_in_another_order_than_the_pool_keep_their_vectors(choose, monkeypatch, block):
+    monkeypatch.setattr("adg.measures._BLOCK", block)
     vectors = np.random.default_rng(1).normal(size=(10, 6)).astype(np.float32)
     given = [0.1 * ((7 * i) % 10) for i in range(10)]
     ranking = np.argsort(-np.array(given))[:6]

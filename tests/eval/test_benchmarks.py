@@ -110,6 +110,28 @@ def test_seeds_of_one_cell_become_a_mean_and_other_settings_do_not(tmp_path: Pat
     assert ours[4].cells["Average"].delta is None and ours[4].cells["bbh"].stderr == 1.0
 
 
+def test_a_rows_method_says_which_model_measured(tmp_path: Path):
+    for name, measurer in (("ifd", "meta-llama/Meta-Llama-3-8B"), ("ifd_pre", "x/pre_experience"),
+                           ("superfiltering", "openai-community/gpt2")):
+        run = tmp_path / name
+        evaluated(run, f"{name}-top", *whole(50.0), method=name.removesuffix("_pre"))
+        path = run / f"provenance/select-{name}.json"
+        artifacts.write_json(path, json.loads(path.read_text()) | {
+            "inputs": {"pool.jsonl": {}, f"measures/{name}/": {}}})
+        artifacts.write_json(run / f"provenance/measure-{name}.json", {
+            "stage": f"measure {name}", "parameters": {"selection.method": name},
+            "inputs": {"measure.model": {"name": measurer}}})
+    evaluated(tmp_path / "pick", "pre_experience-top", *whole(50.0), method="pre_experience")
+    names = ("ifd", "ifd_pre", "superfiltering", "pick")
+    rows, _ = tables.collect([tmp_path / name for name in names])
+    ours = [row.identity for row in rows if row.source == "ours"]
+    assert [(own.method, own.budget, own.variant) for own in ours] == [
+        ("IFD", "10,000", ""), ("IFD", "10,000", "measured by pre_experience"),
+        ("SuperFiltering", "10,000", ""), ("Pre-experience (IFD)", "", "")]
+    delta = [row.cells["Average"].delta is not None for row in rows if row.source == "ours"]
+    assert delta == [True, False, True, False]
+
+
 def test_four_formats_hold_the_same_numbers(tmp_path: Path, stage, capsys):
     evaluated(tmp_path / "a_b", "adg-top", *whole(51.0))
     printed = {}
