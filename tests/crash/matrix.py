@@ -378,7 +378,7 @@ def refusing(folder: Path, first: int, reason: int) -> Callable[[Operation], Non
 
 def state_of(folder: Path) -> str:
     """What tells one state of a run folder from another, times left out."""
-    found = [(path, b"" if path.endswith("sha256.json") else _TIME.sub(b"", content))
+    found = [(path, b"" if path.endswith(("sha256.json", ".lock")) else _TIME.sub(b"", content))
              for path, content in sorted(tree(folder).items())]
     return hashlib.sha256(repr(found).encode()).hexdigest()
 
