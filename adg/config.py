@@ -278,7 +278,7 @@ class Config:
     seed: int = key(42, "of sampling, k-means and training")
     chunk_size: int = key(500, "records per file and unit of work in answers/ and the vectors")
     stall_timeout: int = key(3600, "seconds without progress after which a rank of sample, embed, "
-                             "finetune or evaluate ends itself; 0: never", tuning=True)
+                             "measure, finetune or evaluate ends itself; 0: never", tuning=True)
     model: ModelConfig = field(default_factory=ModelConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)

@@ -22,6 +22,7 @@ class HashCache:
         self._path = path
         self._known: dict[str, list] = _read_cache(path)
         self._changed = False
+        self.edited: set[Path] = set()  # what was met with another content than is remembered
 
     def file(self, path: Path) -> str:
         """The SHA-256 of a file, in hex."""
@@ -30,8 +31,10 @@ class HashCache:
         known = self._known.get(str(path))
         if known is None or known[:3] != stamp:
             with path.open("rb") as file:
-                known = [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
-            self._known[str(path)] = known
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if known is not None and known[3] != digest:
+                self.edited.add(path)
+            known = self._known[str(path)] = [*stamp, digest]
             self._changed = True
         return known[3]
 
@@ -93,6 +96,13 @@ class Identities:
         """The files of a file, folder or pattern in the run folder."""
         return (visible_files(self.folder / name) if name.endswith("/")
                 else [path for path in self.folder.glob(name) if path.is_file()])
+
+    def edited(self, name: str) -> str:
+        """Which of the files of an artefact were seen to change since the last stage, for a note.
+        """
+        names = sorted(str(path.relative_to(self.folder)) for path in self.files(name)
+                       if path in self._hashes.edited)
+        return f" ({', '.join(names)} changed)" if names else ""
 
     def sha256(self, path: Path) -> str:
         """The SHA-256 of a file, in hex."""

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from adg import artifacts
 from adg.errors import InputError
 
 _held: dict[Path, BinaryIO] = {}  # open as long as they are held: closing one gives its lock up
@@ -34,18 +35,18 @@ def take(folder: Path, label: str, reads: Iterable[str], writes: Iterable[str]) 
                                  f"is reading: wait for it, or give another output_dir")
     if own in _held:
         return
-    file = own.open("a+b")
+    file = own.open("a+b", buffering=0)
     if not _locked(file):
         holder = _holder(file)
         file.close()
         raise InputError(f"{_name(holder, label)} is already at work in {folder}: wait for it, or "
                          f"give another output_dir")
     _held[own] = file
-    file.truncate(0)
-    file.write(json.dumps({
-        "stage": label, "host": socket.gethostname(), "process": os.getpid(),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"), "reads": [*reads]}).encode())
-    file.flush()
+    with artifacts.naming(own):
+        file.truncate(0)
+        file.write(json.dumps({
+            "stage": label, "host": socket.gethostname(), "process": os.getpid(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"), "reads": [*reads]}).encode())
 
 
 def release(folder: Path, label: str) -> None:

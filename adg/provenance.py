@@ -158,7 +158,8 @@ class StageRun:
             if name not in present or written and present[name]["files"] < written["files"]:
                 return False
             if written and present[name]["sha256"] != written["sha256"]:
-                self.notes.append(f"{name} is not what {self.name} wrote: kept as it is")
+                self.notes.append(f"{name} is not what {self.name} wrote"
+                                  f"{self.identities.edited(name)}: kept as it is")
         return True
 
     def _changes(self, record: dict) -> list[str]:
@@ -205,7 +206,9 @@ class StageRun:
                 continue
             upstream.check_as_input(name)
             if _sha(record["outputs"].get(name)) != found["sha256"]:
-                self.notes.append(f"{name} is not what {upstream.name} wrote: taken as it is")
+                self.notes.append(f"{name} is not what {upstream.name} wrote"
+                                  f"{self.identities.edited(name)}: taken as it is; "
+                                  f"python -m adg.verify {self.folder} looks at all")
 
     def check_as_input(self, name: str) -> None:
         """InputError where this stage's output, or what it was made from, does not fit."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adg import distributed
+from adg import distributed, watchdog
 from adg.batching import TOKENS_PER_BATCH, plan_batches
 from adg.config import Config
 from adg.errors import InputError
@@ -24,6 +24,7 @@ class Batcher:
             for position, own in zip(batch, self._batch([items[i] for i in batch], longest),
                                      strict=True):
                 found[position] = own
+            watchdog.beat()
         return found
 
     def _batch(self, batch: list[Any], longest: int) -> list[Any]:

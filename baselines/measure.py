@@ -21,7 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
-from adg import arrays, artifacts, distributed, measures, planning, provenance
+from adg import arrays, artifacts, distributed, measures, planning, provenance, watchdog
 from adg.command import parse_command
 from adg.config import Config
 from adg.errors import InputError
@@ -95,6 +95,7 @@ def measure(run: provenance.StageRun, pool: Pool, chunks: dict[int, range]) -> N
             measurer = load(config) if lacking else None
             for i in lacking:
                 complete(own, i, pool.rows(chunks[i]), measurer)
+                watchdog.beat()
                 progress.update(len(chunks[i]))
             if lacking and len(parts) > 1:
                 measurer.close()

@@ -50,6 +50,7 @@ def main() -> None:
         if missing:
             evaluate_missing(missing, folder, manager, tasks, config)
     if distributed.rank() == 0:
+        shutil.rmtree(folder / "cache", ignore_errors=True)  # of a run killed before it was removed
         summary = summarise(folder)
         artifacts.write_json(folder / "scores.json", summary)
         run.finish(records=sum(summary["questions"][name]

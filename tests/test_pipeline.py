@@ -67,10 +67,8 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
 
 
 @pytest.mark.parametrize(("seen", "before", "after"), [
-    ("provenance/sample.json", 2, 1),
     ("answers/00000.jsonl", 1, 2),
     ("answer_grams/00000.npy", 2, 1),
-    ("provenance/select-adg.json", 1, 2),
 ])
 def test_killed_and_gone_on_with_another_rank_count(config_file, tmp_path: Path, finished: dict,
                                                     seen: str, before: int, after: int):

@@ -77,6 +77,17 @@ def test_another_name_leaves_the_first_subset_alone(config_file, stage, run_fold
     assert (run_folder / "subsets/only-d/top.json").exists()
 
 
+def test_a_chunk_edited_by_hand_is_named_before_it_is_used(config_file, stage, run_folder, capsys):
+    config = load_config(config_file(), [])
+    run = StageRun("cluster", config)
+    run.start()
+    run.finish(records=len(RECORDS))
+    arrays.write_array(run_folder / "bins.npy", np.zeros(len(RECORDS), dtype=np.int32))
+    stage(score_and_select, config_file())
+    assert ("bins.npy is not what cluster wrote (bins.npy changed): taken as it is"
+            in capsys.readouterr().out)
+
+
 def test_a_tuning_key_makes_nothing_stale(config_file, run_folder):
     config = load_config(config_file(), ["embedding.tokens_per_batch=1", "eval.batch_size=1"])
     assert "embedding.tokens_per_batch" not in StageRun("embed", config).parameters

@@ -48,8 +48,8 @@ from adg.history import read_log, read_records  # noqa: E402
 from adg.stages import STAGES, outputs_of  # noqa: E402
 from adg.verify import verify  # noqa: E402
 
-_BY_COPIES = ("sample", "embed", "finetune", "evaluate")
-_SHARES = (("finetune",), ("sample", "embed", "evaluate"),
+_BY_COPIES = ("sample", "embed", "measure", "finetune", "evaluate")
+_SHARES = (("finetune",), ("sample", "embed", "measure", "evaluate"),
            ("prepare", "cluster", "select", "tables"))  # the last one without torch
 _TIME = re.compile(rb'"(began|time|seconds|records_per_second)": [^,]*')
 _RUN = Path("run")
@@ -65,15 +65,19 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="those to kill; default: all")
+    parser.add_argument("--every", type=int, default=1, metavar="N",
+                        help="of the stages that load a model, run only every N-th state again")
     parser.add_argument("--direct-writes", action="store_true")
     arguments = parser.parse_args()
     if arguments.direct_writes:
         artifacts.written_aside = arrays.written_aside = written_directly
     killed = arguments.stages or list(STAGES)
+    Lab.every = arguments.every
     results = together(arguments.config, killed)
     for result in sorted(results, key=lambda result: list(STAGES).index(result.stage)):
         print(f"{result.stage}: {result.points} kill points, {result.states} different states of "
-              f"the run folder; refused {result.refusals} times; {len(result.failures)} failures")
+              f"the run folder, {result.reruns} of them run again; refused {result.refusals} "
+              f"times; {len(result.failures)} failures")
         for failure in result.failures:
             print(f"    {failure}")
     failures = sum(len(result.failures) for result in results)
@@ -89,6 +93,7 @@ class Result(NamedTuple):
     stage: str
     points: int  # operations before which it was killed
     states: int  # different ones that the kills left
+    reruns: int  # of these
     refusals: int  # runs in which the disk was full or could not be written
     failures: list[str]
 
@@ -101,7 +106,6 @@ def together(config_path: Path, killed: list[str]) -> list[Result]:
     base = Path(load_config(config_path, []).output_dir).with_name("lab").resolve()
     base.mkdir()
     config = load_config(config_path, [f"output_dir={_RUN}"])
-    command.load_config = lambda *_: copy.deepcopy(config)  # read once for all runs
     command._help_on_keys = str
     *heavy, light = [[name for name in share if name in killed] for share in _SHARES]
     for name in _SHARES[-1]:
@@ -153,9 +157,10 @@ def work(config: Config, base: Path, share: list[str]) -> None:
     lab, results = Lab(config, base, base / "-".join(share)), []
     for name in share:
         operations = lab.take(name)
-        failures, states = lab.disturb(name, operations)
+        failures, states, reruns = lab.disturb(name, operations)
         refusals, more = lab.refuse(name, operations)
-        results.append(Result(name, len(operations), states, refusals, failures + more))
+        results.append(Result(name, len(operations), states, reruns, refusals,
+                              failures + more))
     (base / f"{share[0]}.json").write_text(json.dumps(results))
 
 
@@ -202,6 +207,8 @@ class Lab:
     run; what that did to files is in STAGE.operations.
     """
 
+    every = 1  # of the states of a stage that loads a model, those that are run again
+
     def __init__(self, config: Config, base: Path, folder: Path) -> None:
         self.config, self.base = config, base
         self.run, self.copies, self.errors = (folder / name for name in (_RUN, "copies", "errors"))
@@ -228,6 +235,13 @@ class Lab:
         lines = (self.base / f"{name}.operations").read_text().splitlines()
         return [Operation(*line.split("\t")) for line in lines]
 
+    def config_of(self, name: str) -> Config:
+        """The configuration of a stage: measure has a method that measures."""
+        config = copy.deepcopy(self.config)
+        if name == "measure":
+            config.selection.method = config.selection.name = config.selection.measure = "ifd"
+        return config
+
     def stage(self, name: str, meet: Callable[[Operation], None] | None = None, *,
               limited: bool = False) -> int:
         """Run a stage in a process of its own; its exit status, negative where it was killed."""
@@ -243,6 +257,7 @@ class Lab:
             sys.argv = [name, target, *(["--quiet"] if name == "tables" else [])]
             if limited:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST, -1))
+            command.load_config = lambda *_: self.config_of(name)  # read once for all runs
             if meet is not None:
                 watch(self.run, meet)
             distributed.run_script(import_module(STAGES[name].module).main)
@@ -256,8 +271,9 @@ class Lab:
             sys.stderr.flush()
             os._exit(status)
 
-    def disturb(self, name: str, operations: list[Operation]) -> tuple[list[str], int]:
-        """(what went wrong, how many states a kill at each operation leaves)."""
+    def disturb(self, name: str, operations: list[Operation]) -> tuple[list[str], int, int]:
+        """(what went wrong, how many states the kills leave, how many of them were run again)."""
+        every, reruns = self.every if name in _BY_COPIES else 1, 0
         failures: list[str] = []
         states: set[str] = set()
         places = self.copied(name) if name in _BY_COPIES else self.killed(name, operations)
@@ -268,13 +284,16 @@ class Lab:
                 continue
             states.add(state)
             failures += [f"{when}: {problem}" for problem in self.torn(name, place)]
+            if len(states) % every != 1 % every:
+                continue
+            reruns += 1
             if place != self.run:
                 replace(self.run, place)
             status = self.stage(name)
             problems = self.differences(name) if status == 0 else [
                 f"the rerun ended with status {status}: {self.errors.read_text()[-300:]}"]
             failures += [f"{when}: {problem}" for problem in problems]
-        return failures, len(states)
+        return failures, len(states), reruns
 
     def killed(self, name: str, operations: list[Operation]) -> Iterator[Path]:
         """The run folder as a kill before each operation leaves it."""
@@ -343,8 +362,8 @@ class Lab:
 
     def torn(self, name: str, place: Path) -> Iterator[str]:
         """Outputs that are there and not whole."""
-        whole = outputs(self.after, name, self.config)
-        for path, content in outputs(place, name, self.config).items():
+        whole = outputs(self.after, name, self.config_of(name))
+        for path, content in outputs(place, name, self.config_of(name)).items():
             if content != whole.get(path):
                 yield f"{path} is there and not whole"
 
