@@ -28,16 +28,18 @@ def written_aside(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
-    try:
-        with naming(path, aside):
-            yield aside
-            flush(aside)
-            os.replace(aside, path)
-            flush(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):  # a folder that has become read-only
-            aside.unlink()
-        raise
+    with contextlib.ExitStack() as on_error, naming(path, aside):
+        on_error.callback(_discard, aside)
+        yield aside
+        flush(aside)
+        os.replace(aside, path)
+        flush(path.parent)
+        on_error.pop_all()
+
+
+def _discard(aside: Path) -> None:
+    with contextlib.suppress(OSError):  # not there, or in a folder that has become read-only
+        aside.unlink()
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from adg.checks import (
     check_consent,
     check_deepspeed_file,
 )
-from adg.command import parse_command
+from adg.command import Command, parse_command
 from adg.config import Config, flatten
 from adg.distributed import die_with_parent, run_script
 from adg.errors import InputError
@@ -41,12 +41,12 @@ _RANKS_WITHOUT_GPU = 2
 def main() -> None:
     given, number = split_seeds(sys.argv[1:])
     stages, arguments = split_stages(given)
-    config = parse_command(__doc__, arguments).config
-    folders = []
-    for seed in range(config.seed, config.seed + number):
-        own = [] if seed == config.seed else [f"seed={seed}",
-                                              f"output_dir={config.output_dir}-seed{seed}"]
-        folders.append(run(stages, [*arguments, *own]))
+    command = parse_command(__doc__, arguments)
+    first = command.config
+    folders = [run(stages, arguments, command)]
+    for seed in range(first.seed + 1, first.seed + number):
+        own = [*arguments, f"seed={seed}", f"output_dir={first.output_dir}-seed{seed}"]
+        folders.append(run(stages, own, parse_command(__doc__, own)))
     if number > 1 and all(any(folder.glob("eval/*/scores.json")) for folder in folders):
         subprocess.run([sys.executable, "-m", STAGES["tables"].module, *folders], check=True)
 
@@ -61,10 +61,11 @@ def split_seeds(arguments: list[str]) -> tuple[list[str], int]:
     return rest, int(found.seeds)
 
 
-def run(stages: list[str], arguments: list[str]) -> Path:
+def run(stages: list[str], arguments: list[str], command: Command) -> Path:
     """Run the stages of one configuration, all that are needed where none is given; its run folder.
+
+    `command` is what `arguments` say; the stages are given the arguments themselves.
     """
-    command = parse_command(__doc__, arguments)
     config = command.config
     folder = Path(config.output_dir)
     stages = stages or needed_stages(config)

@@ -250,7 +250,8 @@ class StageRun:
         other ranks wait until rank 0 has done so. InputError where another run is at work.
         """
         if distributed.rank() == 0:
-            lock.take(self.folder, self.label, reads=self._inputs_there(),
+            required, optional = inputs_of(self.name, self.config)
+            lock.take(self.folder, self.label, reads=required + optional,
                       writes=[name for run in (self, *self.parts) for name in run.outputs])
         if self.stage.parallel:
             rank = f" (rank {distributed.rank()})" if distributed.world_size() > 1 else ""
@@ -384,7 +385,6 @@ class StageRun:
             noted.append(f"by chunk in {self.counts_path}/")
         print(f"[{self.label}] {records} records in {seconds:.1f} s "
               f"({'; '.join([f'{records / seconds:.2f} records/s', *noted])})", flush=True)
-
 
     def _has_line(self, lines: list[bytes], record: dict) -> bool:
         """Whether a run that was killed at its very end has left this work's line in the log."""

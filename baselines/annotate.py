@@ -18,6 +18,7 @@ from adg import distributed, models
 from adg.config import Config
 from adg.errors import InputError
 from adg.records import instruction_text
+from adg.weights import max_positions
 from baselines.engines import ENGINES
 
 _PLACE = re.compile(r"\{(query|output)\}")
@@ -35,10 +36,9 @@ class Reader:
         folder = models.local_folder(getattr(settings, role), config.output_dir)
         self.tokenizer = models.load_tokenizer(
             folder, trust_remote_code=config.model.trust_remote_code)
-        limit = getattr(models.describe(
-            folder, trust_remote_code=config.model.trust_remote_code),
-            "max_position_embeddings", None)
-        if limit and settings.max_length > limit:
+        limit = max_positions(models.describe(
+            folder, trust_remote_code=config.model.trust_remote_code))
+        if settings.max_length > limit:
             raise InputError(f"selection.mig.annotator.max_length is {settings.max_length}, but "
                              f"the {role} takes {limit} tokens")
         self._role, self._num_cut = role, 0

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from adg import distributed, watchdog
-from adg.batching import TOKENS_PER_BATCH, plan_batches
-from adg.config import Config
+from adg.batching import plan_batches, within_memory
 from adg.errors import InputError
 
 
@@ -28,14 +27,9 @@ class Batcher:
         return found
 
     def _batch(self, batch: list[Any], longest: int) -> list[Any]:
-        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
-        try:
-            return list(self._read(batch))
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-        clear_device_cache(garbage_collection=True)
+        found = within_memory(lambda: list(self._read(batch)))
+        if found is not None:
+            return found
         if len(batch) == 1:
             raise InputError(f"a text of {longest} tokens does not fit this device's memory: lower "
                              f"the method's max_length, or raise embedding.gpus_per_model")
@@ -44,8 +38,3 @@ class Batcher:
                          f"embedding.tokens_per_batch is {self.tokens_per_batch} from here on")
         half = len(batch) // 2
         return self._batch(batch[:half], longest) + self._batch(batch[half:], longest)
-
-
-def budget(model: Any, config: Config) -> int:
-    """Tokens of one batch for a model: embedding.tokens_per_batch."""
-    return config.embedding.tokens_per_batch or TOKENS_PER_BATCH[model.device.type]

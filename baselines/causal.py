@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adg import models, weights
+from adg.batching import budget
 from adg.config import Config
 from adg.errors import InputError
 from adg.stages import model_of
-from baselines.batches import Batcher, budget
+from baselines.batches import Batcher
 
 _POSITIONS = 1024  # whose logits are in float32 at once
 

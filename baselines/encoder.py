@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from adg import models, weights
+from adg.batching import budget
 from adg.config import Config
 from adg.stages import model_of
-from baselines.batches import Batcher, budget
+from baselines.batches import Batcher
 
 _FIELDS = {"all": ("instruction", "input", "output"), "instruction": ("instruction",),
            "output": ("output",)}

@@ -13,6 +13,7 @@ import numpy as np
 
 from adg import distributed
 from adg.config import Config
+from adg.models import load_tokenizer
 
 _BATCH = 16  # prompts of one forward pass of transformers
 
@@ -63,8 +64,6 @@ class TransformersEngine:
     def __init__(self, folder: Path, config: Config) -> None:
         import torch
         from transformers import AutoModelForCausalLM
-
-        from adg.models import load_tokenizer
 
         remote = config.model.trust_remote_code
         self._device = distributed.device()

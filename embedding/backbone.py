@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from adg import models, weights
-from adg.batching import TOKENS_PER_BATCH
+from adg.batching import budget
 from adg.config import Config
 from adg.layers import windows_of
 from adg.weights import max_positions
@@ -45,7 +45,7 @@ def load_embedder(folder: Path, config: Config) -> Embedder:
     return Embedder(
         model, windows_of(config.embedding, model.config.get_text_config().num_hidden_layers),
         share_prompts=config.embedding.share_prompts,
-        tokens_per_batch=config.embedding.tokens_per_batch or TOKENS_PER_BATCH[model.device.type])
+        tokens_per_batch=budget(model, config))
 
 
 def describe(folder: Path, config: Config) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from adg import distributed, watchdog
-from adg.batching import plan_batches
+from adg.batching import plan_batches, within_memory
 from adg.errors import InputError
 from embedding import shared_prompts
 from embedding.pooling import LayerWindows
@@ -62,14 +62,9 @@ class Embedder:
 
     def _embed_batch(self, batch: list[Row]) -> list[np.ndarray]:
         """[texts, W, H] of each row; halves the batch as long as it does not fit the memory."""
-        from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
-        try:
-            return self._forward(batch)
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-        clear_device_cache(garbage_collection=True)
+        found = within_memory(lambda: self._forward(batch))
+        if found is not None:
+            return found
         longest = max(map(length, batch))
         if len(batch) > 1:
             halves = [batch[: len(batch) // 2], batch[len(batch) // 2:]]
