@@ -75,24 +75,6 @@ def claim_gpus(number: int, key: str) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(entries[gpu] for gpu in mine)
 
 
-def prepare_vllm(*, own_process: bool) -> bool:
-    """Set those of vLLM's switches that are not set, before it is imported; whether GPUs are there.
-
-    `own_process`: the engine runs in a process of its own.
-    """
-    on_gpu = count_gpus() > 0
-    defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
-                "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_process))}
-    if own_process:
-        defaults["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    if not on_gpu:
-        defaults |= {"VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-                     "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # ranks share the cores
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    return on_gpu
-
-
 def own_gpus(number: int, count: int, key: str) -> list[int]:
     """This rank's of a node's `count` GPUs, where each rank takes `number` of them in turn.
 

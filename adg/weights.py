@@ -37,14 +37,23 @@ def check_room(kind: Any, folder: Path, dtype: str, config: Config) -> None:
 
 def load(kind: Any, folder: Path, dtype: str, config: Config) -> Any:
     """The model in evaluation mode; over several GPUs with embedding.gpus_per_model."""
+    if config.embedding.gpus_per_model == 1:
+        return load_on_device(kind, folder, dtype, config)
+    room = {gpu: int(_ROOM * free) for gpu, free in _memory(config).items()}
+    return _read(kind, folder, dtype, config, device_map="balanced", max_memory=room)
+
+
+def load_on_device(kind: Any, folder: Path, dtype: str, config: Config) -> Any:
+    """The model in evaluation mode, whole on this rank's device."""
+    return _read(kind, folder, dtype, config).to(distributed.device())
+
+
+def _read(kind: Any, folder: Path, dtype: str, config: Config, **where: Any) -> Any:
     import torch
 
-    options = {"dtype": getattr(torch, dtype),
-               "trust_remote_code": config.model.trust_remote_code}
-    if config.embedding.gpus_per_model == 1:
-        return kind.from_pretrained(folder, **options).to(distributed.device()).eval()
-    room = {gpu: int(_ROOM * free) for gpu, free in _memory(config).items()}
-    return kind.from_pretrained(folder, device_map="balanced", max_memory=room, **options).eval()
+    return kind.from_pretrained(
+        folder, dtype=getattr(torch, dtype), trust_remote_code=config.model.trust_remote_code,
+        **where).eval()
 
 
 def max_positions(described: Any) -> int:

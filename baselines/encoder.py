@@ -1,5 +1,8 @@
 """A sentence encoder: texts to unit vectors (SuperFiltering.D).
 
+A text is cut at the tokenizer's own limit, as the release does: 512 tokens for all-MiniLM-L6-v2,
+where sentence-transformers would take 256.
+
 Shapes: S texts of a batch, T tokens of the longest, H hidden.
 """
 

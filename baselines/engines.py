@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from adg import distributed
+from adg import weights
+from adg.batching import budget
 from adg.config import Config
 from adg.models import load_tokenizer
-
-_BATCH = 16  # prompts of one forward pass of transformers
+from adg.vllm_options import engine_options
+from baselines.batches import Batcher
 
 
 class Engine(Protocol):
@@ -62,15 +63,13 @@ class TransformersEngine:
     """transformers, in batches of prompts of like length with left padding."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        import torch
         from transformers import AutoModelForCausalLM
 
-        remote = config.model.trust_remote_code
-        self._device = distributed.device()
-        self._model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, config.model.dtype), trust_remote_code=remote,
-        ).to(self._device).eval()
-        self._tokenizer = load_tokenizer(folder, trust_remote_code=remote)
+        self._model = weights.load_on_device(
+            AutoModelForCausalLM, folder, config.model.dtype, config)
+        self._tokens_per_batch = budget(self._model, config)
+        self._tokenizer = load_tokenizer(
+            folder, trust_remote_code=config.model.trust_remote_code)
 
     def complete(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
         def of(batch: dict[str, Any]) -> list[str]:
@@ -94,21 +93,20 @@ class TransformersEngine:
     def _in_batches(self, prompts: list[list[int]], of: Any) -> list[Any]:
         import torch
 
-        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-        found: list[Any] = [None] * len(prompts)
-        for start in range(0, len(order), _BATCH):
-            numbers = order[start: start + _BATCH]
-            longest = len(prompts[numbers[-1]])
-            lacking = [longest - len(prompts[number]) for number in numbers]
-            batch = {
-                "input_ids": [[_PADDING] * lack + prompts[number]
-                              for number, lack in zip(numbers, lacking, strict=True)],
-                "attention_mask": [[0] * lack + [1] * (longest - lack) for lack in lacking]}
+        def read(batch: list[list[int]]) -> list[Any]:
+            lacking = [max(map(len, batch)) - len(ids) for ids in batch]
+            tensors = {
+                "input_ids": [[_PADDING] * lack + ids
+                              for ids, lack in zip(batch, lacking, strict=True)],
+                "attention_mask": [[0] * lack + [1] * len(ids)
+                                   for ids, lack in zip(batch, lacking, strict=True)]}
             with torch.inference_mode():
-                own = of({name: torch.tensor(rows, device=self._device)
-                          for name, rows in batch.items()})
-            for number, result in zip(numbers, own, strict=True):
-                found[number] = result
+                return of({name: torch.tensor(rows, device=self._model.device)
+                           for name, rows in tensors.items()})
+
+        batcher = Batcher(read, self._tokens_per_batch)
+        found = batcher.read(prompts, list(map(len, prompts)))
+        self._tokens_per_batch = batcher.tokens_per_batch
         return found
 
     def close(self) -> None:
@@ -129,15 +127,11 @@ def _softmax(values: np.ndarray) -> np.ndarray:
 def start_vllm(folder: Path, config: Config) -> VllmEngine:
     """vLLM on this rank's first GPU, in a process of its own, which gives all its memory back when
     it ends."""
-    on_gpu = distributed.prepare_vllm(own_process=True)
+    options = engine_options(config, own_process=True)
     import vllm
 
-    options: dict[str, Any] = {"enforce_eager": True} if not on_gpu else {
-        "gpu_memory_utilization": config.generation.gpu_memory_utilization}
-    return VllmEngine(vllm.LLM(
-        str(folder), dtype=config.model.dtype, seed=config.seed, disable_log_stats=True,
-        trust_remote_code=config.model.trust_remote_code,
-        max_model_len=config.selection.mig.annotator.max_length, **options))
+    return VllmEngine(vllm.LLM(str(folder), disable_log_stats=True, **options,
+                               max_model_len=config.selection.mig.annotator.max_length))
 
 
 ENGINES: dict[str, Callable[[Path, Config], Engine]] = {

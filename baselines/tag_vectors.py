@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from adg import arrays, artifacts, distributed, models
+from adg import arrays, artifacts, models, weights
+from adg.batching import budget
 from adg.config import Config
 from adg.errors import InputError
+from baselines.batches import Batcher
 
 _TAGS, _VECTORS = "tags.json", "vectors.npy"  # as adg.methods.annotations finds them
-_BATCH = 64  # tags of one forward pass
 
 
 def write_tag_vectors(folder: Path, config: Config) -> dict[str, int]:
@@ -35,23 +36,17 @@ def write_tag_vectors(folder: Path, config: Config) -> dict[str, int]:
 
 def encode(tags: list[str], config: Config) -> np.ndarray:
     """The unit vectors of tags, float32 [L, H]."""
-    import torch
     from transformers import AutoModel
 
     settings = config.selection.mig.annotator
     folder = models.local_folder(settings.tag_encoder, config.output_dir)
     check_pooling(folder)
-    remote = config.model.trust_remote_code
-    tokenizer = models.load_tokenizer(folder, trust_remote_code=remote)
-    model = AutoModel.from_pretrained(
-        folder, dtype=getattr(torch, config.model.dtype), trust_remote_code=remote,
-    ).to(distributed.device()).eval()
-    vectors = np.empty((len(tags), model.config.get_text_config().hidden_size), np.float32)
+    tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
+    model = weights.load_on_device(AutoModel, folder, config.model.dtype, config)
     rows = [with_end(tokenizer, tag) for tag in tags]
-    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
-    for start in range(0, len(order), _BATCH):
-        numbers = order[start: start + _BATCH]
-        vectors[numbers] = _last_states(model, [rows[number] for number in numbers])
+    batcher = Batcher(lambda batch: _last_states(model, batch), budget(model, config))
+    vectors = np.array(batcher.read(rows, list(map(len, rows))), dtype=np.float32).reshape(
+        len(tags), model.config.get_text_config().hidden_size)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from adg import artifacts, distributed, watchdog
+from adg import artifacts, distributed, models, watchdog, weights
 from adg.config import Config
 from adg.errors import InputError
+from adg.vllm_options import engine_options
 
 _HANDED_TO_VLLM = 256  # requests at once; what is done of them is kept when all of them are
 
@@ -28,29 +29,22 @@ def load_model(folder: Path, config: Config) -> Any:
 
 
 def _hf_model(folder: Path, config: Config) -> Any:
-    import torch
     from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    remote = {"trust_remote_code": config.model.trust_remote_code}
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, config.model.dtype), **remote,
-    ).to(distributed.device()).eval()
-    return _shared(HFLM)(pretrained=model, batch_size=config.eval.batch_size,
-                         tokenizer=AutoTokenizer.from_pretrained(folder, **remote))
+    model = weights.load_on_device(AutoModelForCausalLM, folder, config.model.dtype, config)
+    tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
+    return _shared(HFLM)(pretrained=model, batch_size=config.eval.batch_size, tokenizer=tokenizer)
 
 
 def _vllm_model(folder: Path, config: Config) -> Any:
     distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
     # The engine in a process of its own: the ranks' process group is in this one.
-    on_gpu = distributed.prepare_vllm(own_process=True)
-    options: dict[str, Any] = {"enforce_eager": True} if not on_gpu else {
-        "gpu_memory_utilization": config.generation.gpu_memory_utilization}
+    options = engine_options(config, own_process=True)
     with _found_as_vllm():
         from lm_eval.models.vllm_causallms import VLLM
     return _shared(VLLM)(
-        pretrained=str(folder), dtype=config.model.dtype, batch_size=_HANDED_TO_VLLM,
-        trust_remote_code=config.model.trust_remote_code, seed=config.seed,
+        pretrained=str(folder), batch_size=_HANDED_TO_VLLM,
         tensor_parallel_size=config.model.tensor_parallel_size, **options)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from adg import distributed, watchdog
 from adg.config import Config
 from adg.errors import InputError
+from adg.vllm_options import engine_options
 from generation.answers import Answer, Request, check_states, sampling_windows
 from generation.transformers_sampler import TransformersSampler
 
@@ -34,7 +35,8 @@ class VllmSampler:
 
     def __init__(self, folder: Path, config: Config) -> None:
         settings = config.generation
-        on_gpu = distributed.prepare_vllm(own_process=False)
+        engine = engine_options(config, own_process=False)
+        on_gpu = distributed.count_gpus() > 0
         if settings.batch_invariant and not on_gpu:
             raise InputError("generation.batch_invariant is for GPUs, and there is none; on a "
                              "processor in float32 answers do not depend on the batch")
@@ -43,20 +45,14 @@ class VllmSampler:
         self._windows = sampling_windows(folder, config)
         import vllm
 
-        engine: dict[str, Any] = {
-            "dtype": config.model.dtype, "trust_remote_code": config.model.trust_remote_code,
-            "max_model_len": settings.max_model_len, "seed": config.seed, "disable_log_stats": True,
-            "enable_prefix_caching": settings.prefix_caching,
-            "tensor_parallel_size": config.model.tensor_parallel_size,
-        }
+        engine |= {"max_model_len": settings.max_model_len, "disable_log_stats": True,
+                   "enable_prefix_caching": settings.prefix_caching,
+                   "tensor_parallel_size": config.model.tensor_parallel_size}
         engine |= {name: value for name in ("max_num_seqs", "max_num_batched_tokens")
                    if (value := getattr(settings, name)) is not None}
-        if on_gpu:
-            engine["gpu_memory_utilization"] = settings.gpu_memory_utilization
-        else:
-            # The processor's random generators cannot be rewound, as split prompts would ask of
-            # them; compiling costs more than it wins there.
-            engine |= {"enable_chunked_prefill": False, "enforce_eager": True,
+        if not on_gpu:
+            # The processor's random generators cannot be rewound, as split prompts would ask.
+            engine |= {"enable_chunked_prefill": False,
                        "max_num_batched_tokens": max(settings.max_num_batched_tokens or 8192,
                                                      settings.max_model_len)}
         if self._windows:

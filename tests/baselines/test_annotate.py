@@ -138,15 +138,16 @@ def test_a_grown_pool_keeps_what_is_annotated(config_file, stage, tmp_path, sett
         assert left["quality_scores"] == pytest.approx(right["quality_scores"], abs=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1, 60, 1000])
 def test_transformers_reads_in_batches_as_one_by_one(config_file, settings, tiny_model,
-                                                          monkeypatch):
+                                                     tokens: int):
     import torch
 
     model, tokenizer = load(tiny_model)
     texts = ["Hi", "Name the three primary colours. " * 9, "What is 12 times 7?", "a", "Write"]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
-    monkeypatch.setattr(engines, "_BATCH", 3)
-    engine = engines.TransformersEngine(tiny_model, load_config(config_file(), settings))
+    engine = engines.TransformersEngine(tiny_model, load_config(
+        config_file(), [*settings, f"embedding.tokens_per_batch={tokens}"]))
     choices = tokenizer.convert_tokens_to_ids(list("123456"))
     found = engine.probabilities(prompts, choices)
     assert found.shape == (5, 6) and np.allclose(found.sum(axis=1), 1)
@@ -207,6 +208,7 @@ def test_a_tag_is_the_state_of_its_last_token(config_file, settings, tiny_model)
             state = model(torch.tensor([ids])).last_hidden_state[0, -1]
         assert own == pytest.approx((state / state.norm()).tolist(), abs=1e-5)
     assert found.dtype == np.float32
+    assert encode([], load_config(config_file(), settings)).shape == (0, 64)
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -1,0 +1,30 @@
+"""What every engine of vLLM is started with, whichever stage asks for it."""
+
+import os
+from typing import Any
+
+from adg import distributed
+from adg.config import Config
+
+
+def engine_options(config: Config, *, own_process: bool) -> dict[str, Any]:
+    """Options of an engine. Sets those of vLLM's switches that are not set: to be called before
+    vLLM is imported.
+
+    `own_process`: the engine runs in a process of its own.
+    """
+    on_gpu = distributed.count_gpus() > 0
+    switches = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
+                "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_process))}
+    if own_process:
+        switches["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    if not on_gpu:
+        switches |= {"VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+                     "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # ranks share the cores
+    for name, value in switches.items():
+        os.environ.setdefault(name, value)
+    hardware: dict[str, Any] = {"gpu_memory_utilization": config.generation.gpu_memory_utilization}
+    if not on_gpu:
+        hardware = {"enforce_eager": True}  # compiling costs more than it wins on a processor
+    return {"dtype": config.model.dtype, "seed": config.seed,
+            "trust_remote_code": config.model.trust_remote_code, **hardware}
