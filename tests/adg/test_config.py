@@ -112,6 +112,21 @@ def test_every_cell_of_the_main_table_has_its_file():
                 "output_dir", "model.name_or_path", "pool.path"}
 
 
+def test_the_ablations_are_of_one_sampling_and_one_pass():
+    paper, ablations, chinese = (load_config(ROOT / f"configs/llama3_alpaca_gpt4{name}.yaml", [])
+                                 for name in ("", "_ablations", "_zh"))
+    windows = ablations.embedding.windows
+    assert list(windows) == [f"{layers[0]}-{layers[-1]}" for layers in windows.values()]
+    last = [32 + layer for layer in ablations.embedding.layers]
+    assert [layer for layers in (*windows.values(), last) for layer in layers] == list(range(32))
+    assert (ablations.generation.num_answers, ablations.selection.num_answers) == (10, 5)
+    paper, ablations, chinese = map(flatten, (paper, ablations, chinese))
+    assert {key for key in paper if paper[key] != ablations[key]} == {
+        "output_dir", "generation.num_answers", "embedding.windows", "selection.num_answers"}
+    assert {key for key in paper if paper[key] != chinese[key]} == {
+        "output_dir", "pool.path", "eval.benchmarks"}
+
+
 def test_a_file_builds_on_its_base(tmp_path: Path, capsys):
     (tmp_path / "base").mkdir()
     (tmp_path / "base/a.yaml").write_text("model: {name_or_path: a/b}\npool: {path: p.jsonl}\n"
