@@ -44,6 +44,8 @@ def main() -> None:
             tops[name] = select(config, [str(arguments.config), *given])
         except InputError as error:
             problems.append(f"not selected: {name}: {error}")
+        except SystemExit as ended:  # of stage measure, which has said why
+            problems.append(f"not selected: {name}: measure ended with status {ended.code}")
     print("\n".join(["", *overlaps(tops), *problems]))
     sys.exit(2 if problems else 0)
 

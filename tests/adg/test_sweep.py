@@ -63,6 +63,17 @@ def test_what_cannot_be_selected_is_listed_beside_the_rest(config_file, stage, r
     assert "not selected: budget-11: selection.budget is 11, but the pool has 10" in printed
 
 
+def test_a_measure_that_fails_ends_no_sweep(config_file, stage, run_folder, capfd):
+    with pytest.raises(SystemExit) as ended:
+        stage(sweep, config_file(), "--over", "selection.method=ifd,random",
+              "selection.ifd.model_name_or_path=/none/such")
+    assert ended.value.code == 2
+    printed = capfd.readouterr()
+    assert "selection.ifd.model_name_or_path: /none/such" in printed.err
+    assert "not selected: ifd: measure ended with status 2" in printed.out
+    assert "| 1. random | 3 |" in printed.out
+
+
 @pytest.mark.parametrize(("over", "message"), [
     ("generation.temperature=1,2", "generation.temperature: no key of selection"),
     ("selection.name=a,b", "selection.name: no key of selection"),
