@@ -40,7 +40,8 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any]) -> 
             f"Backbone: {_public(config.model.name_or_path)}. Seed: {config.seed}. The records are "
             f"those of the pool, whose licence holds for them.", "",
             "| file | records | what |", "| --- | --- | --- |"]
-    body += [f"| `{name}.json` | {size:,} | {_ABOUT[name]} |" for name, size in sizes.items()]
+    body += [f"| `{name}.json` | {size:,} | {_ABOUT[name]} |"
+             for name, size in sizes.items() if size]
     body += ["", "Each record has `instruction`, `input`, `output`, its other fields, and where "
              "there are any `generated_answers`, `dispersion`, `anisotropy`, `score` and `bin`. "
              "`scores.jsonl` has a line for every record of the pool."]

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from adg.config import Config
 from adg.errors import InputError
+from adg.layers import windows_of
+from adg.models import describe
 
 CODE_BENCHMARKS = ("mbpp", "humaneval")  # run programs that the model writes
 
@@ -33,6 +35,17 @@ def accumulation_steps(config: Config, ranks: int) -> int:
     return size // step
 
 
+def check_layers(source: Path, config: Config) -> None:
+    """InputError where the model in a folder has not the layers that embedding asks for.
+
+    A GGUF file is looked at when it has been made a folder.
+    """
+    if source.is_dir():
+        trust = config.model.trust_remote_code
+        windows_of(config.embedding,
+                   describe(source, trust_remote_code=trust).num_hidden_layers)
+
+
 def check_bins(config: Config, num_records: int) -> None:
     """InputError where there are fewer records than the bins that they are to be put into."""
     if config.selection.method == "adg":
@@ -40,9 +53,23 @@ def check_bins(config: Config, num_records: int) -> None:
 
 
 def check_budget(config: Config, num_records: int) -> None:
-    """InputError where there are fewer records than the budget asks for."""
-    if config.selection.facts().heeds_budget:
-        _at_most("selection.budget", config.selection.budget, num_records)
+    """InputError where there are fewer records than the budget or the method's own sizes ask for.
+    """
+    selection = config.selection
+    if selection.facts().heeds_budget:
+        _at_most("selection.budget", selection.budget, num_records)
+    if selection.method == "pre_experience":
+        _at_most("selection.pre_experience.clusters", selection.pre_experience.clusters,
+                 num_records)
+    if selection.method == "superfiltering_d":
+        key, candidates = "selection.superfiltering.candidates", selection.superfiltering.candidates
+        _at_most(key, candidates or 0, num_records)
+        number = selection.superfiltering.count_candidates(num_records)
+        if selection.budget > number:
+            raise InputError(
+                f"selection.budget is {selection.budget}, but superfiltering_d picks among "
+                f"{number} candidates{'' if candidates else ', a fifth of the pool'}: raise {key}, "
+                f"or lower the budget")
 
 
 def _at_most(key: str, value: int, num_records: int) -> None:

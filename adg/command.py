@@ -20,13 +20,13 @@ class Command(NamedTuple):
 
 
 def parse_command(about: str, argv: list[str] | None = None, *,
-                  prompts: bool = False) -> Command:
+                  prompts: bool = False, usage: str | None = None) -> Command:
     """A stage's arguments: CONFIG, section.key=value ..., --overwrite, --dry-run, --print-config.
 
-    `prompts`: the stage has prompts to show too.
+    `prompts`: the stage has prompts to show too. `usage`: the command line, where it has more.
     """
     parser = argparse.ArgumentParser(
-        description=about, allow_abbrev=False, epilog=_help_on_keys(),
+        description=about, usage=usage, allow_abbrev=False, epilog=_help_on_keys(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, as in configs/")

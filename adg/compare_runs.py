@@ -51,6 +51,11 @@ def read_selection(path: Path) -> Selection:
             raise InputError(f"{path}: neither a run folder with a config.yaml, nor a folder "
                              f"subsets/NAME with a scores.jsonl")
         folder = path / "subsets" / load_config(path / "config.yaml", []).selection.name
+        if not folder.is_dir():
+            there = sorted(own.name for own in (path / "subsets").glob("*"))
+            raise InputError(f"{path}/config.yaml, the last configuration that worked here, names "
+                             f"the selection {folder.name}, which is not there: give one of "
+                             f"{path}/subsets/ ({', '.join(there) or 'empty'})")
     try:
         rows = [(row["id"], *(row[name] for name in _COLUMNS))
                 for row in artifacts.JsonlRows(folder / "scores.jsonl")]

@@ -315,7 +315,7 @@ class Config:
                 f"at most generation.num_answers ({drawn})")
         window = self.selection.window
         require(window is None or window in self.embedding.windows, "selection.window", window,
-                "null or a name in embedding.windows")
+                f"null or a name in embedding.windows ({', '.join(self.embedding.windows)})")
         self.selection.fill_in_names()
         if self.selection.method == "zip" and self.selection.zip.source is None:
             self.selection.zip.source = Path(self.pool.path.removeprefix(HUB)).name.split(".")[0]
@@ -363,6 +363,8 @@ def describe_keys(node: type = Config, prefix: str = "") -> list[tuple[str, Any,
     return rows
 
 
+# Keys whose value is a mapping: one that is given takes the place of the one that it builds on
+_MAPPINGS = frozenset(key for key, default, *_ in describe_keys() if isinstance(default, dict))
 TUNING_KEYS = frozenset(key for key, _, _, tuning in describe_keys() if tuning)
 
 
@@ -382,6 +384,8 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     try:
         config = OmegaConf.merge(config, _read_yaml(path, ()))
         source = "the command line"
+        for name in _MAPPINGS & {text.partition("=")[0] for text in overrides}:
+            OmegaConf.update(config, name, {}, merge=False)
         config = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides))
         source = str(path)
         return OmegaConf.to_object(config)
@@ -405,18 +409,26 @@ def _read_yaml(path: Path, above: tuple[Path, ...]) -> DictConfig:
     if not below.is_file() or below.resolve() in above:
         problem = "builds on this file itself" if below.is_file() else "is not there"
         raise InputError(f"{path}: base: {below} {problem}")
-    return OmegaConf.merge(_read_yaml(below, (*above, path.resolve())), given)
+    based = _read_yaml(below, (*above, path.resolve()))
+    for name in _MAPPINGS:
+        if OmegaConf.select(given, name) is not None:
+            OmegaConf.update(based, name, {}, merge=False)
+    return OmegaConf.merge(based, given)
+
+
+def no_key(key: str) -> str:
+    """That there is no such key, and which one may have been meant."""
+    names = [name for name, *_ in describe_keys()]
+    by_last_part = [name for name in names if name.split(".")[-1] == key.split(".")[-1]]
+    near = by_last_part or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return f"{key} is no key" + (f"; did you mean {near[0]}?" if near else "; --help lists them")
 
 
 def _explain(error: OmegaConfBaseException) -> str:
     key, first_line = getattr(error, "full_key", None), str(error).splitlines()[0]
     first_line = first_line.removeprefix("InputError raised while resolving interpolation: ")
     if isinstance(error, KeyError):
-        names = [name for name, *_ in describe_keys()]
-        by_last_part = [name for name in names if name.split(".")[-1] == key.split(".")[-1]]
-        near = by_last_part or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-        return f"{key} is no key" + (f"; did you mean {near[0]}?" if near
-                                     else "; --help lists them")
+        return no_key(key)
     if "missing mandatory" in first_line.lower():
         return f"{key} is not given, and it has no default"
     return f"{key}: {first_line}" if key else first_line

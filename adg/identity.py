@@ -132,6 +132,13 @@ class Identities:
             digest = sha256_of_first(file, known["bytes"])
         return hashlib.sha256(f"{name} {digest}\n".encode()).hexdigest() == known["sha256"]
 
+    def source(self, name: str) -> str | None:
+        """The name or path that the configuration gives an input outside the run folder."""
+        facts = self._config.selection.facts()
+        if name in ("model", "train.model", *facts.models):
+            return model_of(name, self._config)
+        return reduce(getattr, facts.files.get(name, name).split("."), self._config)
+
     def outside(self, name: str) -> dict | None:
         """{"name", "sha256"} of an input outside the run folder; None where it is not asked for.
 
@@ -143,24 +150,19 @@ class Identities:
                                    model_key(name, self._config))
         if name == "pool.path" and (found := self._pool()) is not None:
             return found
-        given = {name: name for name in ("pool.path", "train.subset", "train.deepspeed")}
-        if (key := (given | facts.files).get(name)) is not None:
-            value = reduce(getattr, key.split("."), self._config)
-            if value is None:
-                return None
-            path = Path(value)
-            if name in facts.files and (files := _beside(path)):
-                return {"name": path.name, "sha256": self._hashes.tree(path.parent, files)}
-            if not path.is_file():
-                raise InputError(f"{key}: {path} is not there")
-            return {"name": path.name, "sha256": self._hashes.file(path)}
-        if name != "eval.data_dir" or self._config.eval.data_dir is None:
+        source = self.source(name)
+        if source is None:
             return None
-        folder = Path(self._config.eval.data_dir)
-        if not folder.is_dir():
-            raise InputError(f"eval.data_dir: {folder}/ is not there")
-        files = visible_files(folder)
-        return {"name": folder.name, "sha256": self._hashes.tree(folder, files)}
+        path = Path(source)
+        if name == "eval.data_dir":
+            if not path.is_dir():
+                raise InputError(f"eval.data_dir: {path}/ is not there")
+            return {"name": path.name, "sha256": self._hashes.tree(path, visible_files(path))}
+        if name in facts.files and (files := _beside(path)):
+            return {"name": path.name, "sha256": self._hashes.tree(path.parent, files)}
+        if not path.is_file():
+            raise InputError(f"{facts.files.get(name, name)}: {path} is not there")
+        return {"name": path.name, "sha256": self._hashes.file(path)}
 
     def _pool(self) -> dict | None:
         """What a pool is that is a hub data set or a folder; None where it is a file."""

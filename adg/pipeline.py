@@ -26,6 +26,7 @@ from adg.checks import (
     check_budget,
     check_consent,
     check_deepspeed_file,
+    check_layers,
 )
 from adg.command import Command, parse_command
 from adg.config import Config, flatten
@@ -36,12 +37,15 @@ from adg.records import Pool
 from adg.stages import STAGES, model_key, model_of, needed_stages
 
 _RANKS_WITHOUT_GPU = 2
+_OPTIONS = ("--seeds", "--overwrite", "--dry-run", "--print-config", "--help", "-h")
+_USAGE = ("bash run.sh CONFIG [STAGE ...] [section.key=value ...] [--seeds N] [--overwrite] "
+          "[--dry-run] [--print-config]")
 
 
 def main() -> None:
     given, number = split_seeds(sys.argv[1:])
     stages, arguments = split_stages(given)
-    command = parse_command(__doc__, arguments)
+    command = parse_command(__doc__, arguments, usage=_USAGE)
     first = command.config
     folders = [run(stages, arguments, command)]
     for seed in range(first.seed + 1, first.seed + number):
@@ -104,6 +108,11 @@ def split_stages(arguments: list[str]) -> tuple[list[str], list[str]]:
 
     A stage is a bare word after the configuration; without one, all that are needed are meant.
     """
+    for word in arguments:
+        if word.startswith("-") and word not in _OPTIONS:
+            near = difflib.get_close_matches(word, _OPTIONS, n=1)
+            raise InputError(f"{word} is no option" + (f"; did you mean {near[0]}?" if near else "")
+                             + " A value of the configuration is written section.key=value")
     words = [word for word in arguments if not word.startswith("-") and "=" not in word]
     asked = words[1:]
     for word in asked:
@@ -121,8 +130,10 @@ def check_ahead(stages: list[str], config: Config, ranks: int) -> None:
     there = config.pool.on_hub() or Path(config.pool.path).exists()
     if "prepare" in stages and not prepared and not there:
         raise InputError(f"pool.path: {config.pool.path} is not there")
+    if "evaluate" in stages:
+        check_consent(config)
     if "sample" in stages or "embed" in stages:
-        models.source_of(config.model.name_or_path)
+        check_layers(models.source_of(config.model.name_or_path), config)
     if "measure" in stages:
         for name in config.selection.facts().models:
             models.source_of(model_of(name, config), model_key(name, config))
@@ -135,10 +146,9 @@ def check_ahead(stages: list[str], config: Config, ranks: int) -> None:
         accumulation_steps(config, ranks)
         check_deepspeed_file(config)
         models.source_of(model_of("train.model", config), model_key("train.model", config))
-    if "evaluate" in stages:
-        check_consent(config)
-        if config.eval.data_dir is not None and not Path(config.eval.data_dir).is_dir():
-            raise InputError(f"eval.data_dir: {config.eval.data_dir}/ is not there")
+    data = config.eval.data_dir
+    if "evaluate" in stages and data is not None and not Path(data).is_dir():
+        raise InputError(f"eval.data_dir: {data}/ is not there")
 
 
 def check_pool_size(stages: list[str], config: Config) -> None:

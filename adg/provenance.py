@@ -186,8 +186,10 @@ class StageRun:
         try:
             return self.identities.outside(name)
         except InputError:
-            if record["state"] == "finished" and name in record["inputs"]:
-                return record["inputs"][name]
+            known = record["inputs"].get(name)
+            if (record["state"] == "finished" and known
+                    and Path(self.identities.source(name)).name == Path(known["name"]).name):
+                return known
             raise
 
     # Inputs that belong together

@@ -44,10 +44,11 @@ def select(command: Command) -> None:
     pool = Pool(run.folder)
     check_budget(config, len(pool))
     if command.dry_run:
-        chosen = min(3 * config.selection.budget, len(pool))
+        budget = 3 * config.selection.budget if config.selection.facts().heeds_budget else len(pool)
+        chosen = min(budget, len(pool))
         stored = sum(path.stat().st_size for name in ("pool.jsonl", "answers")
                      for path in run.folder.glob(f"{name}/*.jsonl" if name == "answers" else name))
-        planning.show(run, {"records": f"{len(pool):,} to score, {chosen:,} into three subsets"},
+        planning.show(run, {"records": f"{len(pool):,}, of which at most {chosen:,} are chosen"},
                       records=len(pool), disk=len(pool) * 200 + stored * chosen // len(pool))
         return
     choice = METHODS[config.selection.method](run.folder, pool, config)
@@ -97,7 +98,9 @@ def show(choice: Choice, unscored: list[str]) -> None:
                                if "unscored" in report else ""))
     if "dropped" in report:
         say(f"[select] {report['kept']} records kept, dropped: {words(report['dropped'])}")
-    if 0 < len(choice.subsets.middle) < len(choice.subsets.top):
+    if not len(choice.subsets.middle):
+        say("[select] note: there is neither middle nor bottom")
+    elif len(choice.subsets.middle) < len(choice.subsets.top):
         say("[select] note: middle and bottom are smaller than top")
     if unscored:
         say(f"[select] not scored, for want of two answers with a vector: {', '.join(unscored)}"

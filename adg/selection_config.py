@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from adg.keys import DTYPES, NAME_RULE, is_name, key, one_of, positive_or_none, require
 from adg.method_facts import FACTS, MethodFacts
 
+_CANDIDATES = 0.2  # of the pool, as the release of SuperFiltering has it
+
 
 @dataclass
 class IfdConfig:
@@ -69,6 +71,10 @@ class SuperfilteringConfig:
         require(length >= 2, "selection.superfiltering.max_length", length, "2 or more")
         require(least > 0, "selection.superfiltering.threshold", least, "above 0")
         positive_or_none("selection.superfiltering.candidates", self.candidates)
+
+    def count_candidates(self, num_records: int) -> int:
+        """Candidates of superfiltering_d in a pool, if so many are kept."""
+        return self.candidates or int(_CANDIDATES * num_records)
 
 
 @dataclass

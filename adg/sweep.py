@@ -18,10 +18,9 @@ from pathlib import Path
 
 from adg import pipeline, score_and_select
 from adg.command import Command
-from adg.config import Config, describe_keys, load_config
+from adg.config import Config, describe_keys, load_config, no_key
 from adg.distributed import run_script, say
 from adg.errors import InputError
-from adg.method_facts import FACTS
 from adg.provenance import StageRun
 
 
@@ -34,11 +33,14 @@ def main() -> None:
     parser.add_argument("--over", action="append", required=True, metavar="KEY=VALUE,VALUE",
                         help="a key of selection and its values; may be given several times")
     arguments = parser.parse_intermixed_args()
-    values = [read_values(text) for text in arguments.over]
+    keys = [text.partition("=")[0] for text in arguments.over]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice:
+        raise InputError(f"--over {twice} is given twice: write all its values after one")
+    combinations = list(itertools.product(*map(read_values, arguments.over)))
+    planned = [overrides_of(own, arguments) for own in combinations]  # all, before the first works
     tops, problems = {}, []
-    for combination in itertools.product(*values):
-        given = [*arguments.overrides, *(f"{key}={value}" for key, value in combination)]
-        name = name_of(combination)
+    for name, given in zip(map(name_of, combinations), planned, strict=True):
         try:
             config = load_config(arguments.config, [*given, f"selection.name={name}"])
             tops[name] = select(config, [str(arguments.config), *given])
@@ -54,6 +56,8 @@ def read_values(text: str) -> list[tuple[str, str]]:
     """[(key, value), ...] of one --over; InputError where the key is none of a selection."""
     key, _, values = text.partition("=")
     known = [name for name, *_ in describe_keys() if name.startswith("selection.")]
+    if key not in {name for name, *_ in describe_keys()}:
+        raise InputError(f"--over {no_key(key)}")
     if key not in known or key == "selection.name":
         raise InputError(f"--over {key}: no key of selection; a sweep chooses anew from what is "
                          f"stored, so other keys need a run folder of their own")
@@ -70,10 +74,27 @@ def name_of(combination: tuple[tuple[str, str], ...]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", "_".join(parts))
 
 
+def overrides_of(combination: tuple[tuple[str, str], ...],
+                 arguments: argparse.Namespace) -> list[str]:
+    """All overrides of a combination but its name; InputError where they are no configuration."""
+    given = [*arguments.overrides, *(f"{key}={value}" for key, value in combination)]
+    return given + measure_of(load_config(arguments.config, given), combination)
+
+
+def measure_of(config: Config, combination: tuple[tuple[str, str], ...]) -> list[str]:
+    """What gives a combination a measure of its own, where its values decide what is measured."""
+    selection, facts = config.selection, config.selection.facts()
+    deciding = tuple(pair for pair in combination
+                     if pair[0] in (*facts.measure_keys, *facts.models.values()))
+    if not deciding or selection.measure != selection.method:  # or named by hand
+        return []
+    return [f"selection.measure={name_of((('selection.method', selection.method), *deciding))}"]
+
+
 def select(config: Config, arguments: list[str]) -> set[str]:
     """The ids of a selection's top, chosen and measured where that is not done."""
     say(f"== {config.selection.name}")
-    if FACTS[config.selection.method].measures() and not StageRun("measure", config).is_done():
+    if config.selection.facts().measures() and not StageRun("measure", config).is_done():
         ranks, environment = pipeline.layout()
         pipeline.run_stage("measure", arguments, config, ranks, environment)
     score_and_select.select(Command(config, overwrite=False, dry_run=False, show_prompts=0))

@@ -21,7 +21,8 @@ from typing import Protocol
 
 import numpy as np
 
-from adg import arrays, artifacts, distributed, measures, planning, provenance, watchdog
+from adg import arrays, artifacts, distributed, measures, models, planning, provenance, watchdog
+from adg.checks import check_budget
 from adg.command import parse_command
 from adg.config import Config
 from adg.errors import InputError
@@ -29,6 +30,7 @@ from adg.records import Pool
 from adg.stages import inputs_of, model_of
 
 _ROW = 400  # bytes of a row, about
+_WITH_VECTORS = {"pre_experience": "measure.model", "superfiltering_d": "measure.encoder"}
 
 
 class Measurer(Protocol):
@@ -65,6 +67,7 @@ def main() -> None:
         return
     pool = Pool(run.folder)
     folder = measures.folder_of(run.folder, config)
+    check_budget(config, len(pool))
     chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
 
     def missing() -> list[int]:
@@ -135,11 +138,25 @@ def plan(run: provenance.StageRun, num_records: int, chunks: list[range],
     config = run.config
     outside = [name for name in inputs_of("measure", config)[0] if name.startswith("measure.")]
     records = sum(len(chunks[i]) for i in missing)
+    loads = loaders(config.selection.method)
+    row, vectors = _ROW * (1 + (len(loads) if len(loads) > 1 else 0)), {}
+    if config.selection.method in _WITH_VECTORS:
+        row += 4 * width_of(_WITH_VECTORS[config.selection.method], config)
+    if config.selection.method in FINISHERS:
+        width = width_of("measure.tag_encoder", config)
+        vectors = {"vectors": f"of each tag found, {4 * width:,} bytes, beside the disk below"}
     planning.show(run, {
         "records": f"{records:,} of {num_records:,} to do",
         "method": config.selection.method,
-        **{name.removeprefix("measure."): model_of(name, config) for name in outside},
-    }, records=records, disk=_ROW * records, chunks=chunks, missing=missing)
+        **{name.removeprefix("measure."): model_of(name, config) for name in outside}, **vectors,
+    }, records=records, disk=row * records, chunks=chunks, missing=missing)
+
+
+def width_of(name: str, config: Config) -> int:
+    """Dimensions of the vectors of a method's model."""
+    folder = models.local_folder(model_of(name, config), config.output_dir)
+    trust = config.model.trust_remote_code
+    return models.describe(folder, trust_remote_code=trust).hidden_size
 
 
 def complete(folder: Path, index: int, records: list[dict], measurer: Measurer) -> None:

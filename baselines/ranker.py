@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adg import distributed, models
+from adg.batching import within_memory
 from adg.config import Config
 from adg.errors import InputError
 from adg.records import instruction_text
@@ -28,27 +29,37 @@ class StyleScores:
         folder = models.source_of(settings.model_name_or_path,
                                   "selection.scar.model_name_or_path")
         self._device, self._settings = distributed.device(), settings
+        self._batch_size = settings.batch_size
         self._model = load_ranker(folder, config).to(self._device).eval()
         self._tokenizer = models.load_tokenizer(folder, trust_remote_code=False)
         check_length(self._model.encoder.config, self._tokenizer, settings.max_length)
 
     def measure(self, records: list[dict]) -> list[dict]:
-        """A row {"score"} for each record."""
-        from style_ranker.rank import score_pairs
-
+        """A row {"score"} for each record; out of memory halves the batches."""
         pairs = [(instruction_text(record), record["output"]) for record in records]
-        if len(pairs) % self._settings.batch_size == 1:
-            pairs.append(pairs[-1])  # the package fails on a batch of one pair
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each chunk
-            scores = score_pairs(
-                self._model, self._tokenizer, *map(list, zip(*pairs, strict=True)),
-                max_length=self._settings.max_length, batch_size=self._settings.batch_size,
-                device=self._device)
-        for record, score in zip(records, scores, strict=False):
+        while (scores := within_memory(lambda: self._scores(pairs))) is None:
+            if self._batch_size == 2:
+                raise InputError("selection.scar.batch_size: two records do not fit this device's "
+                                 "memory: lower selection.scar.max_length")
+            self._batch_size = max(2, self._batch_size // 2)
+            distributed.warn(f"[measure] out of memory: selection.scar.batch_size is "
+                             f"{self._batch_size} from here on")
+        for record, score in zip(records, scores, strict=True):
             if not math.isfinite(score):
                 raise InputError(f"selection.scar: the ranker's score of record {record['id']} is "
                                  f"{score}")
-        return [{"score": score} for score in scores[: len(records)]]
+        return [{"score": score} for score in scores]
+
+    def _scores(self, pairs: list[tuple[str, str]]) -> list[float]:
+        from style_ranker.rank import score_pairs
+
+        alone = len(pairs) % self._batch_size == 1
+        given = [*pairs, pairs[-1]] if alone else pairs  # the package fails on a batch of one pair
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each chunk
+            return score_pairs(
+                self._model, self._tokenizer, *map(list, zip(*given, strict=True)),
+                max_length=self._settings.max_length, batch_size=self._batch_size,
+                device=self._device)[: len(pairs)]
 
 
 def load_ranker(folder: Path, config: Config) -> Any:

@@ -6,11 +6,13 @@ differs from the paper's setting. Runs of one cell with several seeds become one
 
 import json
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adg.config import flatten, load_config
 from adg.errors import InputError
 from adg.history import read_records
 from adg.method_facts import FACTS
@@ -20,6 +22,16 @@ PUBLISHED = Path(__file__).with_name("published.json")
 COLUMNS = {name: benchmark.title for name, benchmark in BENCHMARKS.items()} | {
     group: group for group in (*GROUPS, "Average")}  # {key: title}
 _BUDGET = 10_000
+_RECIPE = Path(__file__).parents[1] / "configs" / "base" / "paper.yaml"
+# What a row shows in its own columns, and what changes no result by more than rounding
+_NOT_COMPARED = frozenset((
+    "seed", "chunk_size", "model.trust_remote_code", "selection.method", "selection.budget",
+    "selection.recipe", "selection.window", "selection.num_answers", "selection.anisotropy_weight",
+    "selection.zip.source", "embedding.recipe", "embedding.layers", "embedding.windows",
+    "embedding.source", "embedding.keep_answer_embeddings", "generation.num_answers",
+    "generation.keep_token_ids", "generation.batch_invariant", "train.subset",
+    "train.model_name_or_path", "train.deepspeed", "eval.limit", "pool.schema", "pool.fields",
+    "pool.split", "pool.revision", "pool.max_rejected"))
 
 
 class Identity(NamedTuple):
@@ -51,6 +63,7 @@ class Row(NamedTuple):
     names: tuple[str, ...] = ()  # RUN: NAME of each run behind it
     settings: str = ""  # every parameter but the seed, as JSON
     seed: int | None = None
+    differs: tuple[str, ...] = ()  # settings other than the paper's, with the paper's
 
 
 # Ours
@@ -60,13 +73,16 @@ def rows_of(run: Path, published: dict) -> list[tuple[Row, dict[str, int]]]:
     """(row, questions asked by benchmark) of each evaluated model; InputError where there is none.
     """
     paths = sorted(run.glob("eval/*/scores.json"))
+    if not run.is_dir():
+        raise InputError(f"{run}/ is not there")
     if not paths:
         raise InputError(f"{run}/eval/ holds no scores.json: run evaluate first")
-    found, records = [], defaultdict(dict, read_records(run))
+    found, records, recipe = [], defaultdict(dict, read_records(run)), paper_settings()
     for path in paths:
         result, name = _read_scores(path), path.parent.name
+        behind = _parameters_behind(records, name)
         row = Row(identify(records, name, published), _cells(result), "ours",
-                  (f"{run.name}: {name}",), *_settings(records, name))
+                  (f"{run.name}: {name}",), *_settings(behind), _differences(behind, recipe))
         found.append((row, result["questions"]))
     return found
 
@@ -166,22 +182,49 @@ def _measure_of(records: dict[str, dict], selection: str) -> str:
                  if source.startswith("measures/")), "")
 
 
-def _settings(records: dict[str, dict], name: str) -> tuple[str, int | None]:
-    """(every parameter that led to an evaluated model but the seed, the seed)."""
-    tuned = records[f"finetune {name}"]
-    names = [source.split("/")[1] for source in tuned.get("inputs", {})
-             if source.startswith("subsets/")]
-    selections = [label for own in names for label in (_measure_of(records, own), f"select {own}")]
-    labels = ("sample", "embed", "cluster", *selections, f"finetune {name}", f"evaluate {name}")
-    found = {label: records[label].get("parameters", {}) for label in labels}
-    seeds = [own["seed"] for own in found.values() if "seed" in own]
+def _parameters_behind(records: dict[str, dict], name: str) -> list[dict[str, Any]]:
+    """The parameters of every stage that led to an evaluated model."""
+    labels = []
+    for source in records[f"finetune {name}"].get("inputs", {}):
+        if source.startswith("subsets/"):
+            chosen = f"select {source.split('/')[1]}"
+            method = records[chosen].get("parameters", {}).get("selection.method", "adg")
+            labels += ["prepare", *(("sample", "embed", "cluster") if method == "adg" else ()),
+                       _measure_of(records, source.split("/")[1]), chosen]
+    labels += [f"finetune {name}", f"evaluate {name}"]
+    return [records[label].get("parameters", {}) for label in labels]
+
+
+def _settings(behind: list[dict[str, Any]]) -> tuple[str, int | None]:
+    """(every parameter but the seed, the seed)."""
+    seeds = [own["seed"] for own in behind if "seed" in own]
     return json.dumps([{key: value for key, value in own.items() if key != "seed"}
-                       for own in found.values()]), seeds[-1] if seeds else None
+                       for own in behind]), seeds[-1] if seeds else None
+
+
+def paper_settings() -> dict[str, Any]:
+    """{"section.key": value} of the paper's recipe."""
+    return flatten(load_config(_RECIPE, [
+        f"{key}=none" for key in ("output_dir", "model.name_or_path", "pool.path")]))
+
+
+def _differences(behind: list[dict[str, Any]], recipe: dict[str, Any]) -> tuple[str, ...]:
+    """Settings that are not the recipe's, in words: "train.epochs 1 (5)"."""
+    found = {key: value for own in behind for key, value in own.items()}
+    return tuple(f"{key} {_shown(value)} ({_shown(recipe[key])})" for key, value in found.items()
+                 if key in recipe.keys() - _NOT_COMPARED and value != recipe[key])
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else textwrap.shorten(str(value), 40, placeholder="...")
 
 
 def _known(name: str, aliases: dict[str, list[str]]) -> str:
-    """The paper's name of a model or pool, else its own without folders."""
-    last = Path(name).name
+    """The paper's name of a model or pool, else its own without folders and revision."""
+    path = Path(name)
+    if path.parent.name == "snapshots":  # of the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        path = Path(path.parents[1].name.replace("--", "/"))
+    last = path.name.partition("@")[0]
     return next((known for known, others in aliases.items() if last in others), last)
 
 
@@ -204,7 +247,8 @@ def _averaged(identity: Identity, rows: list[Row]) -> Row:
             values = [cell.value for cell in own]
             cells[name] = Cell(statistics.fmean(values), statistics.stdev(values),
                                partial=any(cell.partial for cell in own))
-    return Row(identity, cells, "ours", tuple(name for row in rows for name in row.names))
+    return Row(identity, cells, "ours", tuple(name for row in rows for name in row.names),
+               differs=rows[0].differs)
 
 
 # The paper's
@@ -245,10 +289,11 @@ def _paper(identity: Identity, names: list[str], numbers: list[float]) -> Row:
 def with_deltas(ours: list[Row], paper: list[Row]) -> list[Row]:
     """Our rows, each number beside how far it lies from the published one of the same cell.
 
-    A number on a part of a benchmark compares with nothing, and gets none.
+    A number on a part of a benchmark, or of other settings than the paper's, compares with nothing,
+    and gets none.
     """
     known = {row.identity: row.cells for row in paper}
-    return [row._replace(cells={
+    return [row if row.differs else row._replace(cells={
         name: cell if cell.partial or name not in (theirs := known.get(row.identity, {}))
         else cell._replace(delta=cell.value - theirs[name].value)
         for name, cell in row.cells.items()}) for row in ours]
@@ -268,6 +313,7 @@ def beside(ours: list[Row], paper: list[Row]) -> list[Row]:
 def artifact(rows: list[Row]) -> list[dict[str, Any]]:
     """The rows as JSON has them."""
     return [{"source": row.source, **row.identity._asdict(), "runs": list(row.names),
+             "other_settings": list(row.differs),
              "numbers": {name: {key: value for key, value in row.cells[name]._asdict().items()
                                 if value is not None} for name in COLUMNS if name in row.cells}}
             for row in rows]

@@ -74,6 +74,12 @@ def collect(runs: list[Path]) -> tuple[list[Row], list[str]]:
         counts = ", ".join(f"{title} {count}" for title, count in parts.items())
         notes.append(f"* on a part of the benchmark (questions: {counts}): this shows that the "
                      f"pipeline runs, not how good a model is, and compares with nothing.")
+    others: dict[tuple[str, ...], list[str]] = {}
+    for row in ours:
+        others.setdefault(row.differs, []).extend(row.names)
+    notes += [f"{', '.join(names)}: settings other than those of configs/base/paper.yaml (in "
+              f"brackets), so that no difference is shown: {', '.join(differs)}."
+              for differs, names in others.items() if differs]
     return ours + beside(ours, paper), notes
 
 

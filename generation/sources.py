@@ -1,6 +1,7 @@
 """Where a pool comes from: files of any of these kinds, a folder of them, or a hub data set.
 
-.jsonl  .json (an array)  .parquet  .csv, each but Parquet also compressed as .gz; `hf:owner/name`.
+.jsonl  .json (an array, or an object a line)  .parquet  .csv, each but Parquet also compressed as
+.gz; `hf:owner/name`.
 What cannot be read as a record is given too, with the reason: nothing is passed over in silence.
 """
 
@@ -102,8 +103,12 @@ def _array(path: Path) -> Iterator[Raw]:
     with io.TextIOWrapper(_opened(path), encoding="utf-8-sig") as file:
         buffer, place, number = _more(file, "", 0, path), 0, 0
         place = _after_space(buffer, 0)
+        first, _, others = buffer[place:].partition("\n")
+        if others.strip() and _is_object(first):  # JSON Lines under this name
+            yield from _lines(path)
+            return
         if buffer[place: place + 1] != "[":
-            raise InputError(f"{path}: not a JSON array of records")
+            raise InputError(f"{path}: not a JSON array of records, nor an object a line")
         place, first = place + 1, True
         while True:
             buffer, place = _filled(file, buffer, place, path)
@@ -135,6 +140,13 @@ def _array(path: Path) -> Iterator[Raw]:
         buffer, place = _filled(file, buffer, place + 1, path)
         if buffer[place:].strip():
             raise InputError(_broken(path, number, "the end of the file"))
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _broken(path: Path, number: int, expected: str) -> str:

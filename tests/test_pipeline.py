@@ -97,6 +97,8 @@ def test_killed_and_gone_on_with_another_rank_count(config_file, tmp_path: Path,
     (["clustering.num_bins=11"], "clustering.num_bins is 11, but the pool has 10"),
     (["selection.budget=11"], "selection.budget is 11, but the pool has 10"),
     (["emebd"], "emebd is no stage; did you mean embed"),
+    (["--seed", "3"], "--seed is no option; did you mean --seeds? A value of the configuration"),
+    (["embedding.windows.far=[7]"], "embedding.windows.far: there is no layer 7: the model has 5"),
     (["embed"], "embed needs"),
 ])
 def test_what_is_wrong_is_one_line(config_file, arguments: list[str], message: str):

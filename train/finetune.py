@@ -186,6 +186,9 @@ def encode_all(records: list[dict], tokenizer: Any, config: Config) -> tuple[lis
     if cut or left_out:
         say(f"[finetune] train.max_length: {cut} responses lose their end at {limit} tokens, "
             f"{left_out} records have no room for a response and are left out")
+    if not records:
+        raise InputError(f"{subset_path(config)} has no records: not every method makes middle and "
+                         f"bottom")
     if not examples:
         raise InputError(f"{subset_path(config)}: no record has a response within train.max_length "
                          f"({limit} tokens)")

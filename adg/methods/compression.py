@@ -163,10 +163,14 @@ def choose_by_compression(folder: Path, pool: Pool, config: Config) -> Choice:
     if reopened:
         say(f"[select] note: before {reopened} of {len(rounds)} rounds too few records were left: "
             f"those that earlier rounds had turned down were tried again")
+    repeated = len(rows) - len(set(rows))
+    if repeated:
+        say(f"[select] note: {repeated} of the {len(rows)} picks had been picked before (recipe "
+            f"released, where too few candidates are left)")
     scores = np.full(len(pool), np.nan)
     for row, ratio in zip(reversed(rows), (low for found in reversed(rounds)
                                            for low in reversed(found.ratios)), strict=True):
         scores[row] = ratio  # of a repeated pick the first counts
     return without_divergence(pool, (rows, (), ()), {
         "rounds": len(rounds), "reopened": reopened,
-        "repeated": len(rows) - len(set(rows)), "zlib": zlib.ZLIB_RUNTIME_VERSION}, score=scores)
+        "repeated": repeated, "zlib": zlib.ZLIB_RUNTIME_VERSION}, score=scores)

@@ -122,6 +122,7 @@ def choose_by_information_gain(folder: Path, pool: Pool, config: Config) -> Choi
     valid = frozenset(read_names(Path(settings.valid_tags))) if settings.valid_tags else None
     if settings.tag_vectors is None:
         source = vectors = measures.folder_of(folder, config)
+        measures.Measures(folder, pool, config).columns("tags")  # a row for each record, its own
     else:
         source = Path(settings.annotations) if settings.annotations else None
         vectors = Path(settings.tag_vectors)

@@ -3,12 +3,13 @@
 Shapes: N records of the pool, H dimensions of a vector.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from adg.config import Config
-from adg.errors import InputError
+from adg.distributed import say
 from adg.measures import Measures
 from adg.methods.choice import Choice, without_divergence
 from adg.records import Pool
@@ -20,24 +21,29 @@ def choose_for_pre_experience(folder: Path, pool: Pool, config: Config) -> Choic
     The controls are empty; a record's bin is its cluster.
     """
     settings = config.selection.pre_experience
-    if settings.clusters > len(pool):
-        raise InputError(f"selection.pre_experience.clusters is {settings.clusters}, but the pool "
-                         f"has {len(pool)} records: give {len(pool)} at most")
     measures = Measures(folder, pool, config)
     perplexities, = measures.numbers("perplexity")
     labels = cluster(measures.vectors(), settings.clusters, num_init=settings.num_init,
                      random_state=settings.random_state)
     top = sample_clusters(labels, perplexities, settings.per_cluster,
                           percentiles=(settings.low_percentile, settings.high_percentile))
-    return without_divergence(pool, (top, (), ()), {}, bin=labels, perplexity=perplexities)
+    found = len(np.unique(labels))
+    if found < settings.clusters:
+        say(f"[select] note: the instructions' vectors make {found} clusters, not "
+            f"{settings.clusters}: too many are the same")
+    return without_divergence(pool, (top, (), ()), {"clusters": found}, bin=labels,
+                              perplexity=perplexities)
 
 
 def cluster(vectors: np.ndarray, num_clusters: int, *, num_init: int,
             random_state: int) -> np.ndarray:
     """k-means labels [N] of vectors [N, H] as they are."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
-    return KMeans(num_clusters, n_init=num_init, random_state=random_state).fit(vectors).labels_
+    with warnings.catch_warnings():  # of fewer vectors that differ than clusters
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(num_clusters, n_init=num_init, random_state=random_state).fit(vectors).labels_
 
 
 def sample_clusters(labels: np.ndarray, perplexities: np.ndarray, per_cluster: int, *,

@@ -14,7 +14,6 @@ from adg.methods.choice import Choice, without_divergence
 from adg.methods.kept import check_enough, sift, with_controls
 from adg.records import Pool
 
-_SHARE = 0.2  # of the pool: candidates of superfiltering_d
 _HIGHEST = 700.0  # logarithm that a float64 can hold, about
 _TIED = 1e-9  # relative difference below which two gains are equal
 _NEAR = 1e-6  # squared distance, relative to the squared lengths, from which it is subtracted out
@@ -48,10 +47,8 @@ def choose_by_superfiltering_d(folder: Path, pool: Pool, config: Config) -> Choi
     ranked, settings = _rank(folder, pool, config), config.selection
     ranking, asked = ranked.ranking, settings.superfiltering.candidates
     check_enough("selection.superfiltering.candidates", asked or 0, len(ranking), ranked.dropped)
-    candidates = ranking[: asked or int(_SHARE * len(pool))]
-    left_out = ranked.dropped | {"of lower IFD than the candidates":
-                                 len(ranking) - len(candidates)}
-    check_enough("selection.budget", settings.budget, len(candidates), left_out)
+    candidates = ranking[: settings.superfiltering.count_candidates(len(pool))]
+    check_enough("selection.budget", settings.budget, len(candidates), ranked.dropped)
     vectors = ranked.measures.vectors(candidates)
     picked = candidates[facility_location(vectors, settings.budget)]
     order = np.concatenate([picked, ranking[~np.isin(ranking, picked)]])

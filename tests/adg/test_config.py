@@ -149,6 +149,25 @@ def test_a_file_builds_on_its_base(tmp_path: Path, capsys):
         load_config(path, [])
 
 
+def test_a_mapping_takes_the_place_of_the_one_below(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text(
+        "output_dir: out\nmodel: {name_or_path: a/b}\npool: {path: p.jsonl}\n"
+        "embedding: {windows: {early: [0, 1], late: [4]}}\n")
+    path = tmp_path / "x.yaml"
+    path.write_text("base: a.yaml\nembedding: {windows: {middle: [2]}}\n")
+
+    def windows(*overrides: str) -> dict:
+        return load_config(path, list(overrides)).embedding.windows
+
+    assert windows() == {"middle": [2]}
+    assert windows("embedding.windows.last=[5]") == {"middle": [2], "last": [5]}
+    assert windows("embedding.windows={}") == {}
+    path.write_text("base: a.yaml\nseed: 1\n")
+    assert windows() == {"early": [0, 1], "late": [4]}
+    with pytest.raises(InputError, match=r"a name in embedding.windows \(early, late\)"):
+        load_config(path, ["selection.window=erly"])
+
+
 def test_the_released_recipe_differs_in_its_quirks_only():
     paper, released = (flatten(load_config(ROOT / f"configs/{name}.yaml", [])) for name in
                        ("llama3_alpaca_gpt4", "llama3_alpaca_gpt4_released"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import RECORDS
+from sklearn.exceptions import ConvergenceWarning
 
 from adg import arrays, artifacts, score_and_select
 from adg.errors import InputError
@@ -113,12 +114,16 @@ def test_superfiltering_d_picks_among_the_candidates(choose):
     assert subsets["top"] == facility_location(vectors[:5].astype(np.float32), 2).tolist()
     assert not {*subsets["top"]} & {*subsets["middle"], *subsets["bottom"]}
     assert subsets["bottom"] == [8, 9]
-    with pytest.raises(InputError, match="selection.superfiltering.candidates is 11, but 10 rec"):
+    with pytest.raises(InputError, match="selection.superfiltering.candidates is 11, but the po"):
         choose("superfiltering_d", given, [3.0] * 10, "selection.superfiltering.candidates=11",
                vectors=vectors)
-    with pytest.raises(InputError, match="selection.budget is 3, but 2 records are kept .*8 of "
-                                         "lower IFD than the candidates"):
+    with pytest.raises(InputError, match="selection.budget is 3, but superfiltering_d picks among "
+                                         "2 candidates, a fifth of the pool: raise selection"):
         choose("superfiltering_d", given, [3.0] * 10, vectors=vectors)
+    with pytest.raises(InputError, match="selection.superfiltering.candidates is 5, but 4 records a"
+                                         "re kept .dropped: 6 of IFD 1 or more"):
+        choose("superfiltering_d", given, [1.45] * 10, "selection.superfiltering.candidates=5",
+               vectors=vectors)
 
 
 @pytest.mark.parametrize("block", [3, 8192])
@@ -175,7 +180,8 @@ def test_clusters_give_their_middling_records():
         12, 3, 6, 16, 17]
 
 
-def test_pre_experience_ignores_the_budget_and_tells_the_clusters(config_file, stage, tmp_path):
+def test_pre_experience_ignores_the_budget_and_tells_the_clusters(config_file, stage, tmp_path,
+                                                                  capsys, recwarn):
     stage(prepare_pool, config_file())
     folder = tmp_path / "run/measures/pre_experience"
     artifacts.write_jsonl(folder / "00000.jsonl", (
@@ -196,3 +202,11 @@ def test_pre_experience_ignores_the_budget_and_tells_the_clusters(config_file, s
     expected = {0: [2, 4], 1: [3, 5]}
     assert top == expected[labels.index(0)] + expected[labels.index(1)]
     assert json.loads((out / "middle.json").read_text()) == []
+    capsys.readouterr()
+    arrays.write_array(folder / "00000.npy", np.ones((10, 2), np.float32))
+    stage(score_and_select, *arguments, "selection.pre_experience.clusters=2")
+    assert not [own for own in recwarn if own.category is ConvergenceWarning]
+    said = capsys.readouterr().out
+    assert "the instructions' vectors make 1 clusters, not 2" in said
+    assert "there is neither middle nor bottom" in said
+    assert "middle.json" not in (out / "README.md").read_text()

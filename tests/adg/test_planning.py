@@ -51,7 +51,7 @@ def test_every_stage_says_what_it_would_do(dry, config_file, stage, tmp_path):
     assert written == 10 * 4 * (64 + 9)  # as said
     assert dry(cluster)["vectors"] == "10 of 64 numbers, to 3 bins"
     stage(cluster, path)
-    assert dry(score_and_select)["records"] == "10 to score, 9 into three subsets"
+    assert dry(score_and_select)["records"] == "10, of which at most 9 are chosen"
     stage(score_and_select, path)
     said = dry(finetune)
     assert said["records"].startswith("3, 2 epochs, 4 steps, ")

@@ -286,6 +286,19 @@ def test_another_model_named_in_the_configuration_is_not_passed_over(
         begin("cluster", load_config(config_file(), [f"model.name_or_path={other}"]))
 
 
+def test_a_source_that_is_gone_is_forgiven_and_another_that_is_not_there_is_not(
+        config_file, stage, pool_folder, tmp_path, capsys):
+    (tmp_path / "pool.jsonl").rename(tmp_path / "away.jsonl")
+    config = config_file().read_text()
+    path = tmp_path / "gone.yaml"
+    path.write_text(config)
+    (tmp_path / "pool.jsonl").unlink(missing_ok=True)
+    stage(prepare_pool, path)
+    assert "done before" in capsys.readouterr().out
+    with pytest.raises(InputError, match="pool.path: .*other.jsonl is not there"):
+        stage(prepare_pool, path, f"pool.path={tmp_path}/other.jsonl")
+
+
 def config_with_answers(config: Config, folder: Path) -> Config:
     write_answers(folder)
     return config

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import RECORDS
 
-from adg import arrays, score_and_select, sweep
+from adg import arrays, artifacts, score_and_select, sweep
 from adg.errors import InputError
 from adg.geometry import centred_grams
 from generation import prepare_pool
@@ -63,6 +63,35 @@ def test_what_cannot_be_selected_is_listed_beside_the_rest(config_file, stage, r
     assert "not selected: budget-11: selection.budget is 11, but the pool has 10" in printed
 
 
+def test_values_that_decide_a_measure_have_measures_of_their_own(config_file, stage, run_folder,
+                                                                 monkeypatch):
+    monkeypatch.setenv("NPROC", "1")
+    arguments = ("--over", "selection.method=ifd", "--over", "selection.ifd.prompt=alpaca,wiz",
+                 "--over", "selection.budget=1,2")
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            stage(sweep, config_file(), *arguments)
+        assert ended.value.code == 0
+    names = [f"ifd_ifd.prompt-{prompt}" for prompt in ("alpaca", "wiz")]
+    assert sorted(path.name for path in (run_folder / "measures").iterdir()) == names
+    assert sorted(path.name for path in (run_folder / "subsets").iterdir()) == [
+        f"{name}_budget-{budget}" for name in names for budget in (1, 2)]
+    assert stages(run_folder) == ["prepare", *["measure", "select", "select"] * 2]
+
+
+def test_mig_is_chosen_from_given_annotations(config_file, stage, run_folder, tmp_path):
+    artifacts.write_jsonl(tmp_path / "given.jsonl", (
+        {"id": own["id"], "tags": ["a", "b"][: 1 + i % 2], "quality_scores": [i],
+         "complexity_scores": [1]} for i, own in enumerate(RECORDS)))
+    arrays.write_array(tmp_path / "tags.npy", np.eye(2, dtype=np.float32))
+    artifacts.write_json(tmp_path / "tags.json", ["a", "b"])
+    with pytest.raises(SystemExit) as ended:
+        stage(sweep, config_file(), "--over", "selection.method=mig,random",
+              f"selection.mig.annotations={tmp_path}/given.jsonl",
+              f"selection.mig.tag_vectors={tmp_path}/tags.npy")
+    assert ended.value.code == 0 and stages(run_folder) == ["prepare", "select", "select"]
+
+
 def test_a_measure_that_fails_ends_no_sweep(config_file, stage, run_folder, capfd):
     with pytest.raises(SystemExit) as ended:
         stage(sweep, config_file(), "--over", "selection.method=ifd,random",
@@ -78,7 +107,12 @@ def test_a_measure_that_fails_ends_no_sweep(config_file, stage, run_folder, capf
     ("generation.temperature=1,2", "generation.temperature: no key of selection"),
     ("selection.name=a,b", "selection.name: no key of selection"),
     ("selection.budget", "write selection.budget=VALUE,VALUE"),
+    ("selection.windw=a,b", "selection.windw is no key; did you mean selection.window"),
+    ("selection.method=random,radom", "selection.method is 'radom'"),
 ])
-def test_what_is_no_sweep_is_named(config_file, stage, over, message):
+def test_what_is_no_sweep_is_named(config_file, stage, over, message, tmp_path):
     with pytest.raises(InputError, match=message):
         stage(sweep, config_file(), "--over", over)
+    with pytest.raises(InputError, match="selection.budget is given twice"):
+        stage(sweep, config_file(), "--over", "selection.budget=1", "--over", "selection.budget=2")
+    assert not (tmp_path / "run").exists()

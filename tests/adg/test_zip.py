@@ -156,6 +156,14 @@ def test_that_turned_down_records_come_back_is_said(zip_run, capsys):
     assert "before 1 of 3 rounds too few records were left" in capsys.readouterr().out
 
 
+def test_that_the_release_picks_twice_is_said(zip_run, capsys):
+    top, _, log = zip_run(RECORDS, "selection.budget=9", "selection.zip.shortlist=6",
+                          "selection.zip.picks_per_round=3", "selection.zip.recipe=released")
+    assert log["repeated"] == len(top) - len(set(top)) > 0
+    assert f"note: {log['repeated']} of the 9 picks had been picked before" in (
+        capsys.readouterr().out)
+
+
 def test_the_source_is_a_part_of_the_text(config_file):
     def source(*overrides: str) -> str | None:
         return load_config(config_file(), [

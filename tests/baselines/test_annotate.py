@@ -138,6 +138,16 @@ def test_a_grown_pool_keeps_what_is_annotated(config_file, stage, tmp_path, sett
         assert left["quality_scores"] == pytest.approx(right["quality_scores"], abs=1e-5)
 
 
+def test_select_refuses_annotations_that_lack_a_chunk(config_file, stage, tmp_path, settings,
+                                                      tagged):
+    given = (config_file(), *settings)
+    stage(prepare_pool, given[0])
+    stage(measure, *given)
+    (tmp_path / "run/measures/mig/00001.jsonl").unlink()
+    with pytest.raises(InputError, match="holds 6 rows, but pool.jsonl has 10 records"):
+        stage(score_and_select, *given)
+
+
 @pytest.mark.parametrize("tokens", [1, 60, 1000])
 def test_transformers_reads_in_batches_as_one_by_one(config_file, settings, tiny_model,
                                                      tokens: int):

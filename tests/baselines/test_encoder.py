@@ -39,7 +39,7 @@ def encoder(tmp_path: Path, tiny_model: Path) -> Path:
 def settings(tiny_model, encoder) -> list[str]:
     return ["selection.method=superfiltering_d", "selection.superfiltering.dtype=float32",
             f"selection.superfiltering.model_name_or_path={tiny_model}",
-            f"selection.superfiltering.encoder={encoder}"]
+            f"selection.superfiltering.encoder={encoder}", "selection.superfiltering.candidates=6"]
 
 
 def alone(folder: Path, record: dict) -> np.ndarray:
@@ -60,8 +60,10 @@ def test_a_batch_gives_the_unit_mean_of_each_text_alone(config_file, settings, e
     assert found == pytest.approx(np.array([alone(encoder, own) for own in records]), abs=1e-5)
 
 
-def test_from_pool_to_subset(config_file, stage, settings, encoder, tmp_path):
+def test_from_pool_to_subset(config_file, stage, settings, encoder, tmp_path, capsys):
     stage(prepare_pool, config_file())
+    stage(measure, config_file(), *settings, "--dry-run")
+    assert "disk     5.2 KiB at most" in capsys.readouterr().out  # 10 x (400 + 4 x 32) bytes
     stage(measure, config_file(), *settings, rank=0, world=2)
     stage(measure, config_file(), *settings, rank=1, world=2)
     folder = tmp_path / "run/measures/superfiltering_d"
@@ -75,7 +77,7 @@ def test_from_pool_to_subset(config_file, stage, settings, encoder, tmp_path):
     for i, path in enumerate(sorted(folder.glob("*.jsonl"))):
         artifacts.write_jsonl(path, [row | {"given_loss": 1.0, "direct_loss": 2.0}
                                      for row in rows[4 * i: 4 * i + 4]])
-    stage(score_and_select, config_file(), *settings, "selection.superfiltering.candidates=6")
+    stage(score_and_select, config_file(), *settings)
     top = tmp_path / "run/subsets/superfiltering_d/top.json"
     assert [record["id"] for record in json.loads(top.read_text())] == [
         f"r{row}" for row in facility_location(vectors[:6], 3)]

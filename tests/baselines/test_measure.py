@@ -96,6 +96,14 @@ def test_another_limit_stops_it_and_another_methods_key_does_not(measured, capsy
     assert other == before  # the first is as it was; the other has a folder of its own
 
 
+def test_too_few_records_are_said_before_the_work(measured, tmp_path):
+    with pytest.raises(InputError, match="clusters is 100, but the pool has 10 records"):
+        measured("selection.pre_experience.clusters=100", name="pre_experience")
+    with pytest.raises(InputError, match="picks among 2 candidates, a fifth of the pool"):
+        measured(name="superfiltering_d")
+    assert not (tmp_path / "run/measures").exists()
+
+
 def test_what_measures_nothing_is_refused(measured):
     with pytest.raises(InputError, match="selection.method is longest, which measures nothing"):
         measured(name="longest")

@@ -122,6 +122,31 @@ def test_records_are_ranked_by_their_scores(config_file, stage, tmp_path, ranker
     assert set(found["bottom"]) == {f"r{i}" for i in order[-3:]}
 
 
+def test_out_of_memory_halves_the_batch_and_is_said(config_file, stage, tmp_path, ranker, encoder,
+                                                    monkeypatch, capsys):
+    import torch
+
+    settings = (config_file(), *SETTINGS, ranker(), "selection.scar.batch_size=5")
+    expected = one_by_one(tmp_path / "ranker", encoder)
+    stage(prepare_pool, settings[0])
+    rank = importlib.import_module("style_ranker.rank")
+    whole, room = rank.score_pairs, 2
+
+    def short_of_memory(*given, batch_size, **options):
+        if batch_size > room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return whole(*given, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(rank, "score_pairs", short_of_memory)
+    stage(measure, *settings)
+    rows = list(artifacts.JsonlRows(tmp_path / "run/measures/scar"))
+    assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-5)
+    assert "selection.scar.batch_size is 2 from here on" in capsys.readouterr().err
+    room = 1
+    with pytest.raises(InputError, match="two records do not fit .*lower selection.scar.max_"):
+        stage(measure, *settings, "selection.measure=again")
+
+
 def test_equal_scores_keep_the_pools_order(config_file, stage, tmp_path):
     settings = (config_file(), *SETTINGS)
     stage(prepare_pool, settings[0])

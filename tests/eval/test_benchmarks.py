@@ -110,6 +110,30 @@ def test_seeds_of_one_cell_become_a_mean_and_other_settings_do_not(tmp_path: Pat
     assert ours[4].cells["Average"].delta is None and ours[4].cells["bbh"].stderr == 1.0
 
 
+def test_other_settings_than_the_papers_are_said_and_have_no_difference(tmp_path: Path):
+    evaluated(tmp_path / "paper", "adg-top", *whole(50.0))
+    evaluated(tmp_path / "short", "adg-top", *whole(50.0), epochs=1)
+    rows, notes = tables.collect([tmp_path / "paper", tmp_path / "short"])
+    deltas = {row.names[0]: row.cells["Average"].delta for row in rows if row.source == "ours"}
+    assert deltas["paper: adg-top"] == pytest.approx(-0.85) and deltas["short: adg-top"] is None
+    own = [note for note in notes if "settings other than" in note]
+    assert len(own) == 1 and own[0].startswith("short: adg-top: ")
+    assert own[0].endswith("train.epochs 1 (5).")
+    path = tmp_path / "paper/provenance/sample.json"
+    artifacts.write_json(path, json.loads(path.read_text()) | {
+        "parameters": {"generation.num_answers": 5, "seed": 1, "generation.temperature": 0.7}})
+    rows, notes = tables.collect([tmp_path / "paper"])
+    assert rows[0].differs == ("generation.temperature 0.7 (1.4)",)
+
+
+def test_models_go_by_their_names_whatever_the_revision_or_cache(tmp_path: Path):
+    for name, model in (("a", "meta-llama/Meta-Llama-3-8B@62bd457"), ("b", str(
+            Path("/x/hub/models--meta-llama--Meta-Llama-3-8B/snapshots/62bd457")))):
+        evaluated(tmp_path / name, "adg-top", *whole(50.0), model=model)
+    rows, _ = tables.collect([tmp_path / "a", tmp_path / "b"])
+    assert {row.identity.backbone for row in rows if row.source == "ours"} == {"LLaMA3-8B"}
+
+
 def test_a_rows_method_says_which_model_measured(tmp_path: Path):
     for name, measurer in (("ifd", "meta-llama/Meta-Llama-3-8B"), ("ifd_pre", "x/pre_experience"),
                            ("superfiltering", "openai-community/gpt2")):
@@ -165,5 +189,8 @@ def test_several_runs_share_a_table_and_an_empty_one_is_named(tmp_path: Path, st
     stage(tables, tmp_path / "a", tmp_path / "b")
     printed = capsys.readouterr().out
     assert "a: base" in printed and "b: base" in printed and "*" not in printed
+    with pytest.raises(InputError, match="none/ is not there"):
+        stage(tables, tmp_path / "none")
+    (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="run evaluate first"):
         stage(tables, tmp_path / "none")

@@ -118,6 +118,7 @@ WHOLE: dict[str, tuple[str, bytes]] = {
     "array": ("pool.json", json.dumps(GOOD, indent=2).encode()),
     "array with a mark": ("pool.json", b"\xef\xbb\xbf \n" + json.dumps(GOOD).encode() + b"\n\n"),
     "array in gzip": ("pool.json.gz", gzip.compress(json.dumps(GOOD).encode())),
+    "lines by an array's name": ("pool.json", lines(*GOOD)),
     "csv": ("pool.csv", column_text(*GOOD)),
     "csv with a mark": ("pool.csv", b"\xef\xbb\xbf" + column_text(*GOOD)),
     "csv in gzip": ("pool.csv.gz", gzip.compress(column_text(*GOOD))),

@@ -2,6 +2,7 @@ import pytest
 from conftest import RECORDS
 
 from adg.config import GenerationConfig, load_config
+from adg.errors import InputError
 from adg.models import load_tokenizer
 from adg.prompts import Prompter
 from train.data import IGNORED, collate, encode
@@ -68,6 +69,8 @@ def test_what_is_cut_is_counted(config_file, tokenizer, capsys):
     assert counts["cut_responses"] == sum(
         prompt < limit < length for prompt, length in zip(prompts, lengths, strict=True))
     assert len(examples) == 5 and "5 records have no room" in capsys.readouterr().out
+    with pytest.raises(InputError, match="adg/top.json has no records"):
+        encode_all([], tokenizer, config)
 
 
 def test_padding_is_neither_read_nor_learnt():
