@@ -13,6 +13,7 @@ from adg.errors import InputError
 from adg.stages import model_key, model_of
 
 _BLOCK = 1 << 20  # bytes that are read at once
+_PATHS = ("pool.path", "train.deepspeed", "eval.data_dir")  # inputs that go by their keys
 
 
 class HashCache:
@@ -133,11 +134,16 @@ class Identities:
         return hashlib.sha256(f"{name} {digest}\n".encode()).hexdigest() == known["sha256"]
 
     def source(self, name: str) -> str | None:
-        """The name or path that the configuration gives an input outside the run folder."""
+        """The name or path that the configuration gives an input outside the run folder; None
+        where it is not asked for."""
         facts = self._config.selection.facts()
         if name in ("model", "train.model", *facts.models):
             return model_of(name, self._config)
-        return reduce(getattr, facts.files.get(name, name).split("."), self._config)
+        if name == "train.subset":
+            file = self._config.train.subset_file()
+            return file and str(file)
+        key = name if name in _PATHS else facts.files.get(name)
+        return key and reduce(getattr, key.split("."), self._config)
 
     def outside(self, name: str) -> dict | None:
         """{"name", "sha256"} of an input outside the run folder; None where it is not asked for.

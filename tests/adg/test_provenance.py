@@ -299,6 +299,20 @@ def test_a_source_that_is_gone_is_forgiven_and_another_that_is_not_there_is_not(
         stage(prepare_pool, path, f"pool.path={tmp_path}/other.jsonl")
 
 
+@pytest.mark.parametrize(("name", "given", "override"), [
+    ("finetune", "train.subset", "seed=42"),
+    ("measure", "measure.encoder", "selection.method=ifd"),
+    ("select", "select.tag_vectors", "selection.method=random"),
+])
+def test_what_is_not_asked_for_any_more_is_absent_and_not_missing(config_file, pool_folder,
+                                                                  name, given, override):
+    artifacts.write_json(pool_folder / "subsets/adg/top.json", [])
+    run = StageRun(name, load_config(config_file(), [override]))
+    changes = run._changes({"state": "finished", "parameters": {},
+                            "inputs": {given: {"name": "mine.json", "sha256": "a"}}})
+    assert f"{given} was mine.json a and is absent" in changes
+
+
 def config_with_answers(config: Config, folder: Path) -> Config:
     write_answers(folder)
     return config
