@@ -29,7 +29,7 @@ def show(run: StageRun, work: dict[str, str], *, records: int, disk: int,
                      + (": NOT ENOUGH" if disk > free else ""))
     lines["time"] = _time(run, records)
     say(f"[{run.label}] dry run, nothing is written:")
-    width = max(map(len, lines)) + 2
+    width = max(8, *map(len, lines)) + 2
     for name, text in lines.items():
         say(f"  {name:<{width}}{text}")
 
