@@ -22,7 +22,6 @@ from typing import Protocol
 import numpy as np
 
 from adg import arrays, artifacts, distributed, measures, models, planning, provenance, watchdog
-from adg.checks import check_budget
 from adg.command import parse_command
 from adg.config import Config
 from adg.errors import InputError
@@ -67,7 +66,6 @@ def main() -> None:
         return
     pool = Pool(run.folder)
     folder = measures.folder_of(run.folder, config)
-    check_budget(config, len(pool))
     chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
 
     def missing() -> list[int]:

@@ -63,7 +63,7 @@ def test_a_batch_gives_the_unit_mean_of_each_text_alone(config_file, settings, e
 def test_from_pool_to_subset(config_file, stage, settings, encoder, tmp_path, capsys):
     stage(prepare_pool, config_file())
     stage(measure, config_file(), *settings, "--dry-run")
-    assert "disk     5.2 KiB at most" in capsys.readouterr().out  # 10 x (400 + 4 x 32) bytes
+    assert "disk      5.2 KiB at most" in capsys.readouterr().out  # 10 x (400 + 4 x 32) bytes
     stage(measure, config_file(), *settings, rank=0, world=2)
     stage(measure, config_file(), *settings, rank=1, world=2)
     folder = tmp_path / "run/measures/superfiltering_d"

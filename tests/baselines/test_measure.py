@@ -13,8 +13,7 @@ from adg.errors import InputError
 from baselines import measure
 from generation import prepare_pool
 
-ENOUGH = "selection.pre_experience.clusters=2"  # as many as the pool has records for
-PRE = ("selection.method=pre_experience", ENOUGH)
+PRE = ("selection.method=pre_experience", "selection.pre_experience.clusters=2")
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def measured(config_file, stage, tmp_path: Path):
     def run(*overrides: str, name: str = "ifd", **how: int) -> dict[str, bytes]:
         if not (tmp_path / "run/pool.jsonl").exists():
             stage(prepare_pool, config_file())
-        stage(measure, config_file(), f"selection.method={name}", ENOUGH, *overrides, **how)
+        stage(measure, config_file(), f"selection.method={name}", *overrides, **how)
         return tree(tmp_path / "run/measures" / name)
 
     return run
@@ -95,16 +94,6 @@ def test_another_limit_stops_it_and_another_methods_key_does_not(measured, capsy
     assert "done before" in capsys.readouterr().out
     other = measured("selection.ifd.max_length=256", "selection.measure=short")
     assert other == before  # the first is as it was; the other has a folder of its own
-
-
-def test_too_few_records_are_said_before_the_work(measured, tmp_path, tiny_model):
-    with pytest.raises(InputError, match="clusters is 100, but the pool has 10 records"):
-        measured("selection.pre_experience.clusters=100", name="pre_experience")
-    small = [f"selection.superfiltering.{key}={tiny_model}"
-             for key in ("model_name_or_path", "encoder")]
-    with pytest.raises(InputError, match="picks among 2 candidates, a fifth of the pool"):
-        measured(*small, name="superfiltering_d")
-    assert not (tmp_path / "run/measures").exists()
 
 
 def test_what_measures_nothing_is_refused(measured):
