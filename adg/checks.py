@@ -6,7 +6,7 @@ from pathlib import Path
 from adg.config import Config
 from adg.errors import InputError
 from adg.layers import windows_of
-from adg.models import describe
+from adg.models import describe, source_of
 
 CODE_BENCHMARKS = ("mbpp", "humaneval")  # run programs that the model writes
 
@@ -35,15 +35,15 @@ def accumulation_steps(config: Config, ranks: int) -> int:
     return size // step
 
 
-def check_layers(source: Path, config: Config) -> None:
-    """InputError where the model in a folder has not the layers that embedding asks for.
+def check_layers(config: Config) -> None:
+    """InputError where the backbone has not the layers that embedding asks for.
 
     A GGUF file is looked at when it has been made a folder.
     """
+    source = source_of(config.model.name_or_path)
     if source.is_dir():
-        trust = config.model.trust_remote_code
-        windows_of(config.embedding,
-                   describe(source, trust_remote_code=trust).num_hidden_layers)
+        described = describe(source, trust_remote_code=config.model.trust_remote_code)
+        windows_of(config.embedding, described.num_hidden_layers)
 
 
 def check_bins(config: Config, num_records: int) -> None:

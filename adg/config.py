@@ -7,6 +7,7 @@ marked as tuning changes speed or memory only: changing it makes no result stale
 import difflib
 import importlib.util
 import math
+from collections.abc import Iterable
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import reduce
@@ -384,9 +385,8 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     try:
         config = OmegaConf.merge(config, _read_yaml(path, ()))
         source = "the command line"
-        for name in _MAPPINGS & {text.partition("=")[0] for text in overrides}:
-            OmegaConf.update(config, name, {}, merge=False)
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(overrides))
+        config = _merge(config, OmegaConf.from_dotlist(overrides),
+                        _MAPPINGS & {text.partition("=")[0] for text in overrides})
         source = str(path)
         return OmegaConf.to_object(config)
     except (OSError, UnicodeDecodeError) as error:
@@ -409,11 +409,15 @@ def _read_yaml(path: Path, above: tuple[Path, ...]) -> DictConfig:
     if not below.is_file() or below.resolve() in above:
         problem = "builds on this file itself" if below.is_file() else "is not there"
         raise InputError(f"{path}: base: {below} {problem}")
-    based = _read_yaml(below, (*above, path.resolve()))
-    for name in _MAPPINGS:
-        if OmegaConf.select(given, name) is not None:
-            OmegaConf.update(based, name, {}, merge=False)
-    return OmegaConf.merge(based, given)
+    return _merge(_read_yaml(below, (*above, path.resolve())), given,
+                  [name for name in _MAPPINGS if OmegaConf.select(given, name) is not None])
+
+
+def _merge(below: DictConfig, given: DictConfig, whole: Iterable[str]) -> DictConfig:
+    """`given` on top of `below`, in the place of whose mappings `whole` its own stand."""
+    for name in whole:
+        OmegaConf.update(below, name, {}, merge=False)
+    return OmegaConf.merge(below, given)
 
 
 def no_key(key: str) -> str:

@@ -150,15 +150,13 @@ class Identities:
 
         Raises InputError where it is not there.
         """
-        facts = self._config.selection.facts()
-        if name in ("model", "train.model", *facts.models):
-            return models.identity(model_of(name, self._config),
-                                   model_key(name, self._config))
-        if name == "pool.path" and (found := self._pool()) is not None:
-            return found
-        source = self.source(name)
+        facts, source = self._config.selection.facts(), self.source(name)
         if source is None:
             return None
+        if name in ("model", "train.model", *facts.models):
+            return models.identity(source, model_key(name, self._config))
+        if name == "pool.path" and (found := self._pool()) is not None:
+            return found
         path = Path(source)
         if name == "eval.data_dir":
             if not path.is_dir():

@@ -1,5 +1,6 @@
 """What stage measure wrote of each record: rows in pool order, and vectors of some methods."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,23 @@ class Measures(artifacts.JsonlRows):
                              f"{len(pool)} records: it belongs to another pool, or a chunk is "
                              f"missing")
 
-    def columns(self, *names: str) -> list[list[Any]]:
-        """The values [N] of each of `names`, in pool order; InputError where a row lacks one."""
-        found: list[list[Any]] = [[] for _ in names]
+    def checked(self, *names: str) -> Iterator[tuple[dict, str]]:
+        """(row, where it stands) of each record in pool order; InputError where a row is another
+        record's, or lacks one of `names`."""
         for record, (row, where) in zip(self._pool, self.numbered(range(len(self))), strict=True):
             if row.get("id") != record["id"]:
                 raise InputError(f"{where}: id is {row.get('id')!r}, but {record['id']!r} in that "
                                  f"row of pool.jsonl: this is the measure of another pool")
-            for values, name in zip(found, names, strict=True):
+            for name in names:
                 if name not in row:
                     raise InputError(f"{where}: {name} is not there: this is the measure of "
                                      f"another method, or mend the row")
-                values.append(row[name])
-        return found
+            yield row, where
+
+    def columns(self, *names: str) -> list[list[Any]]:
+        """The values [N] of each of `names`, in pool order; InputError where a row lacks one."""
+        rows = [[row[name] for name in names] for row, _ in self.checked(*names)]
+        return [list(values) for values in zip(*rows, strict=True)]
 
     def numbers(self, *names: str) -> list[np.ndarray]:
         """Columns of numbers, float64 [N] each; NaN where there is none."""

@@ -87,6 +87,8 @@ def run(stages: list[str], arguments: list[str], command: Command) -> Path:
             raise
         if name in ("sample", "embed", "measure"):
             check_pool_size(stages, config)
+        if name == "sample" and "embed" in stages:
+            check_layers(config)
         own = ranks_for(name, config, ranks)
         print(f"\n[{name}] starts" + (f" on {own} ranks" if STAGES[name].parallel else ""),
               flush=True)
@@ -111,7 +113,8 @@ def split_stages(arguments: list[str]) -> tuple[list[str], list[str]]:
     for word in arguments:
         if word.startswith("-") and word not in _OPTIONS:
             near = difflib.get_close_matches(word, _OPTIONS, n=1)
-            raise InputError(f"{word} is no option" + (f"; did you mean {near[0]}?" if near else "")
+            raise InputError(f"{word} is no option" + (f"; did you mean {near[0]}?" if near
+                                                            else ".")
                              + " A value of the configuration is written section.key=value")
     words = [word for word in arguments if not word.startswith("-") and "=" not in word]
     asked = words[1:]
@@ -133,7 +136,7 @@ def check_ahead(stages: list[str], config: Config, ranks: int) -> None:
     if "evaluate" in stages:
         check_consent(config)
     if "sample" in stages or "embed" in stages:
-        check_layers(models.source_of(config.model.name_or_path), config)
+        models.source_of(config.model.name_or_path)
     if "measure" in stages:
         for name in config.selection.facts().models:
             models.source_of(model_of(name, config), model_key(name, config))

@@ -38,12 +38,12 @@ def main() -> None:
     if twice:
         raise InputError(f"--over {twice} is given twice: write all its values after one")
     combinations = list(itertools.product(*map(read_values, arguments.over)))
-    planned = [overrides_of(own, arguments) for own in combinations]  # all, before the first works
+    planned = [plan(own, arguments) for own in combinations]  # all, before the first works
     tops, problems = {}, []
-    for name, given in zip(map(name_of, combinations), planned, strict=True):
+    for config, given in planned:
+        name = config.selection.name
         try:
-            config = load_config(arguments.config, [*given, f"selection.name={name}"])
-            tops[name] = select(config, [str(arguments.config), *given])
+            tops[name] = select(config, given)
         except InputError as error:
             problems.append(f"not selected: {name}: {error}")
         except SystemExit as ended:  # of stage measure, which has said why
@@ -55,10 +55,9 @@ def main() -> None:
 def read_values(text: str) -> list[tuple[str, str]]:
     """[(key, value), ...] of one --over; InputError where the key is none of a selection."""
     key, _, values = text.partition("=")
-    known = [name for name, *_ in describe_keys() if name.startswith("selection.")]
     if key not in {name for name, *_ in describe_keys()}:
         raise InputError(f"--over {no_key(key)}")
-    if key not in known or key == "selection.name":
+    if not key.startswith("selection.") or key == "selection.name":
         raise InputError(f"--over {key}: no key of selection; a sweep chooses anew from what is "
                          f"stored, so other keys need a run folder of their own")
     found = [value for value in values.split(",") if value]
@@ -74,11 +73,16 @@ def name_of(combination: tuple[tuple[str, str], ...]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", "_".join(parts))
 
 
-def overrides_of(combination: tuple[tuple[str, str], ...],
-                 arguments: argparse.Namespace) -> list[str]:
-    """All overrides of a combination but its name; InputError where they are no configuration."""
-    given = [*arguments.overrides, *(f"{key}={value}" for key, value in combination)]
-    return given + measure_of(load_config(arguments.config, given), combination)
+def plan(combination: tuple[tuple[str, str], ...],
+         arguments: argparse.Namespace) -> tuple[Config, list[str]]:
+    """(a combination's configuration, the arguments that give it); InputError where it is none."""
+    given = [*arguments.overrides, *(f"{key}={value}" for key, value in combination),
+             f"selection.name={name_of(combination)}"]
+    config = load_config(arguments.config, given)
+    if own := measure_of(config, combination):
+        given += own
+        config = load_config(arguments.config, given)
+    return config, [str(arguments.config), *given]
 
 
 def measure_of(config: Config, combination: tuple[tuple[str, str], ...]) -> list[str]:

@@ -69,7 +69,8 @@ class Row(NamedTuple):
 # Ours
 
 
-def rows_of(run: Path, published: dict) -> list[tuple[Row, dict[str, int]]]:
+def rows_of(run: Path, published: dict,
+            recipe: dict[str, Any]) -> list[tuple[Row, dict[str, int]]]:
     """(row, questions asked by benchmark) of each evaluated model; InputError where there is none.
     """
     paths = sorted(run.glob("eval/*/scores.json"))
@@ -77,7 +78,7 @@ def rows_of(run: Path, published: dict) -> list[tuple[Row, dict[str, int]]]:
         raise InputError(f"{run}/ is not there")
     if not paths:
         raise InputError(f"{run}/eval/ holds no scores.json: run evaluate first")
-    found, records, recipe = [], defaultdict(dict, read_records(run)), paper_settings()
+    found, records = [], defaultdict(dict, read_records(run))
     for path in paths:
         result, name = _read_scores(path), path.parent.name
         behind = _parameters_behind(records, name)
@@ -212,7 +213,7 @@ def _differences(behind: list[dict[str, Any]], recipe: dict[str, Any]) -> tuple[
     """Settings that are not the recipe's, in words: "train.epochs 1 (5)"."""
     found = {key: value for own in behind for key, value in own.items()}
     return tuple(f"{key} {_shown(value)} ({_shown(recipe[key])})" for key, value in found.items()
-                 if key in recipe.keys() - _NOT_COMPARED and value != recipe[key])
+                 if key in recipe and key not in _NOT_COMPARED and value != recipe[key])
 
 
 def _shown(value: Any) -> str:

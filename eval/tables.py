@@ -24,6 +24,7 @@ from eval.results import (
     artifact,
     beside,
     by_cell,
+    paper_settings,
     published_rows,
     read_published,
     rows_of,
@@ -61,7 +62,8 @@ def main() -> None:
 def collect(runs: list[Path]) -> tuple[list[Row], list[str]]:
     """(the rows of the table, ours and then the paper's; what is to be said below it)."""
     published = read_published()
-    found = [own for run in runs for own in rows_of(run, published)]
+    recipe = paper_settings()
+    found = [own for run in runs for own in rows_of(run, published, recipe)]
     paper = published_rows(published)
     ours = with_deltas(by_cell(row for row, _ in found), paper)
     notes = ["In percent. In brackets: difference to the published number of the same cell. ± : "

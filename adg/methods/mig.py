@@ -16,7 +16,13 @@ from scipy import sparse
 from adg import measures
 from adg.config import Config
 from adg.errors import InputError
-from adg.methods.annotations import Annotation, annotations_of, read_names, tag_vectors
+from adg.methods.annotations import (
+    Annotation,
+    annotations_of,
+    read_annotation,
+    read_names,
+    tag_vectors,
+)
 from adg.methods.choice import Choice, without_divergence
 from adg.records import Pool
 from adg.selection_config import MigConfig
@@ -121,12 +127,13 @@ def choose_by_information_gain(folder: Path, pool: Pool, config: Config) -> Choi
     settings, budget = config.selection.mig, config.selection.budget
     valid = frozenset(read_names(Path(settings.valid_tags))) if settings.valid_tags else None
     if settings.tag_vectors is None:
-        source = vectors = measures.folder_of(folder, config)
-        measures.Measures(folder, pool, config).columns("tags")  # a row for each record, its own
+        vectors = measures.folder_of(folder, config)
+        rows = measures.Measures(folder, pool, config).checked("tags")
+        annotations = [read_annotation(row, where, valid) for row, where in rows]
     else:
-        source = Path(settings.annotations) if settings.annotations else None
         vectors = Path(settings.tag_vectors)
-    annotations = annotations_of(pool, source, valid)
+        annotations = annotations_of(
+            pool, Path(settings.annotations) if settings.annotations else None, valid)
     kept = np.array([row for row, own in enumerate(annotations) if own is not None], dtype=np.int64)
     if budget > len(kept):
         raise InputError(f"selection.budget is {budget}, but {len(kept)} of the {len(pool)} "
