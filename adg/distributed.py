@@ -35,6 +35,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world_size() -> int:
+    """Processes of the stage on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def my_share(chunks: Iterable[int]) -> list[int]:
     """The chunks that are this rank's to do: chunk i belongs to rank i mod world size."""
     return [index for index in chunks if index % world_size() == rank()]

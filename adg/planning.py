@@ -12,11 +12,12 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def show(run: StageRun, work: dict[str, str], *, records: int, disk: int,
-         chunks: Sequence[range] = (), missing: Sequence[int] = ()) -> None:
+         chunks: Sequence[range] = (), missing: Sequence[int] = (),
+         by_arithmetic: str | None = None) -> None:
     """Print what a stage would do: its own lines of `work`, then what all stages have.
 
     `records` are those still to do, `disk` the bytes they will take at most, `missing` the chunks
-    still to do of all `chunks`.
+    still to do of all `chunks`, `by_arithmetic` the time where no speed is known.
     """
     lines = dict(work)
     if chunks:
@@ -27,7 +28,8 @@ def show(run: StageRun, work: dict[str, str], *, records: int, disk: int,
     free = shutil.disk_usage(_there(run.folder)).free
     lines["disk"] = (f"{size(disk)} at most, {size(free)} free"
                      + (": NOT ENOUGH" if disk > free else ""))
-    lines["time"] = _time(run, records)
+    lines["time"] = _time(run, records) or by_arithmetic or (
+        "unknown: this run folder holds no speed of this stage yet")
     say(f"[{run.label}] dry run, nothing is written:")
     width = max(8, *map(len, lines)) + 2
     for name, text in lines.items():
@@ -48,14 +50,18 @@ def size(number: float) -> str:
     raise AssertionError
 
 
-def _time(run: StageRun, records: int) -> str:
+def duration(seconds: float) -> str:
+    """Hours or minutes for people to read."""
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def _time(run: StageRun, records: int) -> str | None:
     found = _last_speed(run) or _chunk_speed(run)
     if found is None:
-        return "unknown: this run folder holds no speed of this stage yet"
+        return None
     speed, where = found
-    seconds = records / speed
-    shown = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
-    return f"about {shown} for {records:,} records at {speed:.2f} records/s ({where})"
+    return (f"about {duration(records / speed)} for {records:,} records at {speed:.2f} records/s "
+            f"({where})")
 
 
 def _last_speed(run: StageRun) -> tuple[float, str] | None:
