@@ -20,21 +20,6 @@ def check_consent(config: Config) -> None:
                          f"eval.benchmarks")
 
 
-def accumulation_steps(config: Config, ranks: int) -> int:
-    """Forward passes per optimiser step, so that train.batch_size holds whatever the rank count.
-
-    Raises InputError that names the nearest batch sizes where it does not divide.
-    """
-    size, per_device = config.train.batch_size, config.train.per_device_batch_size
-    step = per_device * ranks
-    if size % step:
-        nearest = [value for value in (size // step * step, (size // step + 1) * step) if value]
-        raise InputError(
-            f"train.batch_size is {size}, no multiple of {step} (train.per_device_batch_size x "
-            f"ranks, {per_device} x {ranks}); nearest: {' or '.join(map(str, nearest))}")
-    return size // step
-
-
 def check_layers(config: Config) -> None:
     """InputError where the backbone has not the layers that embedding asks for.
 
@@ -78,12 +63,19 @@ def _at_most(key: str, value: int, num_records: int) -> None:
                          f"give {num_records} at most")
 
 
-def check_deepspeed_file(config: Config) -> None:
-    """InputError where train.deepspeed is no JSON file."""
+def read_sharding(config: Config) -> dict:
+    """DeepSpeed's configuration in train.deepspeed; InputError where it is no JSON file.
+
+    Where ZeRO shards the gradients and the file says nothing else, those of a step's passes are
+    summed in float32: DeepSpeed's default is the model's type.
+    """
     path = Path(config.train.deepspeed)
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8")) | {}
     except FileNotFoundError:
         raise InputError(f"train.deepspeed: {path} is not there") from None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"train.deepspeed: {path} is not valid JSON ({error})") from None
+    if settings.get("zero_optimization", {}).get("stage", 0) >= 2:
+        settings["data_types"] = {"grad_accum_dtype": "fp32"} | settings.get("data_types", {})
+    return settings

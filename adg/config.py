@@ -214,17 +214,24 @@ class TrainConfig:
                               "records (.json or .jsonl)")
     model_name_or_path: str | None = key(None, "what is fine-tuned; null: the selecting backbone")
     prompt: str | None = key(None, "prompt template; null: the one of generation.prompt")
-    deepspeed: str = key("configs/deepspeed/zero2.json", "DeepSpeed's configuration file")
+    deepspeed: str = key("configs/deepspeed/zero2.json", "DeepSpeed's configuration file; ZeRO-2 "
+                         "and ZeRO-3 sum a step's gradients in float32 unless it says otherwise "
+                         "(data_types.grad_accum_dtype)")
     epochs: int = key(5, "passes over the subset")
     learning_rate: float = key(1e-5, "peak learning rate of AdamW")
     lr_scheduler: str = key("cosine", "schedule after the warm-up: cosine, linear or constant")
     warmup_ratio: float = key(0.03, "share of the steps in which the learning rate rises")
     weight_decay: float = key(0.0, "AdamW's weight decay")
     batch_size: int = key(64, "records per optimiser step over all ranks")
-    per_device_batch_size: int = key(2, "records per rank in one forward pass", tuning=True)
+    per_device_batch_size: int = key(8, "records per rank in one forward pass on average, at most: "
+                                        "short ones share it with more, long ones with fewer",
+                                     tuning=True)
     max_length: int = key(2048, "tokens of prompt and response; a longer response loses its end")
     gradient_checkpointing: bool = key(True, "recompute activations: less memory", tuning=True)
-    save_steps: int = key(100, "optimiser steps between two checkpoints", tuning=True)
+    save_minutes: int | None = key(30, "minutes between two checkpoints; null: not by time",
+                                   tuning=True)
+    save_steps: int | None = key(None, "optimiser steps between two checkpoints; null: not by "
+                                       "steps", tuning=True)
     keep_checkpoints: int = key(2, "newest checkpoints that are kept", tuning=True)
 
     def __post_init__(self) -> None:
@@ -233,9 +240,11 @@ class TrainConfig:
         require(self.subset in SUBSETS or self.subset_file() is not None, "train.subset",
                 self.subset, " or ".join(SUBSETS) + ", or a file ending in .json or .jsonl")
         one_of("train.lr_scheduler", self.lr_scheduler, ("cosine", "linear", "constant"))
-        for name in ("epochs", "batch_size", "per_device_batch_size", "max_length", "save_steps"):
+        for name in ("epochs", "batch_size", "per_device_batch_size", "max_length"):
             value = getattr(self, name)
             require(value >= 1, f"train.{name}", value, "1 or more")
+        for name in ("save_minutes", "save_steps"):
+            positive_or_none(f"train.{name}", getattr(self, name))
         require(self.keep_checkpoints >= 2, "train.keep_checkpoints", self.keep_checkpoints,
                 "2 or more: the newest may be half written when a machine dies")
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "above 0")

@@ -21,12 +21,11 @@ from pathlib import Path
 
 from adg import distributed, models, summary
 from adg.checks import (
-    accumulation_steps,
     check_bins,
     check_budget,
     check_consent,
-    check_deepspeed_file,
     check_layers,
+    read_sharding,
 )
 from adg.command import Command, parse_command
 from adg.config import Config, flatten
@@ -74,7 +73,7 @@ def run(stages: list[str], arguments: list[str], command: Command) -> Path:
     folder = Path(config.output_dir)
     stages = stages or needed_stages(config)
     ranks, environment = layout()
-    check_ahead(stages, config, ranks)
+    check_ahead(stages, config)
     began, ran = time.monotonic(), []
     for name in stages:
         try:
@@ -127,7 +126,7 @@ def split_stages(arguments: list[str]) -> tuple[list[str], list[str]]:
     return [name for name in STAGES if name in asked], rest
 
 
-def check_ahead(stages: list[str], config: Config, ranks: int) -> None:
+def check_ahead(stages: list[str], config: Config) -> None:
     """InputError for what a late stage would refuse, before hours of work in an early one."""
     prepared = (Path(config.output_dir) / "pool.jsonl").is_file()
     there = config.pool.on_hub() or Path(config.pool.path).exists()
@@ -146,8 +145,7 @@ def check_ahead(stages: list[str], config: Config, ranks: int) -> None:
             if path is not None and not Path(path).exists():
                 raise InputError(f"{key}: {path} is not there")
     if "finetune" in stages:
-        accumulation_steps(config, ranks)
-        check_deepspeed_file(config)
+        read_sharding(config)
         models.source_of(model_of("train.model", config), model_key("train.model", config))
     data = config.eval.data_dir
     if "evaluate" in stages and data is not None and not Path(data).is_dir():

@@ -1,8 +1,8 @@
 """What the Trainer tells in a run: progress for people, metrics for machines, whole checkpoints."""
 
 import math
-import os
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,15 @@ from transformers import TrainerCallback
 
 from adg import artifacts, distributed, watchdog
 from adg.errors import InputError
+from train.batches import Order
 
 
 class Speed:
-    """Tokens and floating-point operations per second, over all ranks.
+    """Tokens and floating-point operations per second, over all ranks; of the operations those that
+    a step needs, not those that checkpointing repeats."""
 
-    The operations that a step needs, not those that checkpointing repeats: 6 N + 12 L H T a token
-    (Chowdhery et al. 2022, appendix B), N weights, L layers, H hidden, T tokens of a record.
-    """
-
-    def __init__(self, num_weights: int, described: Any, mean_length: float) -> None:
-        self.flops_per_token = 6 * num_weights + (
-            12 * described.num_hidden_layers * described.hidden_size * mean_length)
+    def __init__(self, flops_per_token: float) -> None:
+        self._flops_per_token = flops_per_token
         self._time, self._tokens = time.perf_counter(), 0
 
     def start(self, tokens: int) -> None:
@@ -34,21 +31,24 @@ class Speed:
         now = time.perf_counter()
         rate = (tokens - self._tokens) / (now - self._time)
         self._time, self._tokens = now, tokens
-        return {"tokens_per_second": rate, "flops_per_second": rate * self.flops_per_token}
+        return {"tokens_per_second": rate, "flops_per_second": rate * self._flops_per_token}
 
 
 class Progress(TrainerCallback):
     """A progress bar in records on rank 0, and a line per step in metrics.jsonl."""
 
-    def __init__(self, metrics: Path, batch_size: int, total: int, speed: Speed) -> None:
-        self._metrics, self._batch_size, self._total = metrics, batch_size, total
+    def __init__(self, metrics: Path, order: Order, epochs: int, speed: Speed) -> None:
+        steps = range(len(order.steps))
+        self._metrics, self._epochs = metrics, epochs
+        self._records = list(accumulate(map(order.records, steps), initial=0))  # after each step
+        self._tokens = list(accumulate(map(order.tokens, steps), initial=0))
         self._bar: Any = None
         self._speed, self._rates = speed, {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the bar where a resumed run left off, and drop metrics of steps that are redone."""
-        done = min(state.global_step * self._batch_size, self._total)
-        self._bar = distributed.progress("finetune", self._total, done)
+        self._bar = distributed.progress("finetune", self._records[-1],
+                                         self._records[state.global_step])
         if distributed.rank() == 0:
             with self._metrics.open("a+b", buffering=0) as log:
                 artifacts.drop_torn_line(log)
@@ -56,15 +56,15 @@ class Progress(TrainerCallback):
             artifacts.write_jsonl(self._metrics, [row for row in known
                                                   if row["step"] <= state.global_step])
 
-        self._speed.start(int(state.num_input_tokens_seen))
+        self._speed.start(self._tokens[state.global_step])
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         watchdog.beat()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         watchdog.beat()
-        self._bar.update(min(self._batch_size, self._total - self._bar.n))
-        self._rates = self._speed.step(int(state.num_input_tokens_seen))
+        self._bar.update(self._records[state.global_step] - self._records[state.global_step - 1])
+        self._rates = self._speed.step(self._tokens[state.global_step])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None,
                **_: Any) -> None:
@@ -82,9 +82,11 @@ class Progress(TrainerCallback):
                 f"loss {logs['loss']:.3f}, lr {logs['learning_rate']:.1e}, "
                 f"{self._rates['tokens_per_second']:,.0f} tokens/s, "
                 f"{self._rates['flops_per_second'] / 1e12:.2f} TFLOP/s")
-            row = {"step": state.global_step, "epoch": state.epoch, "loss": logs["loss"],
-                   "learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"),
-                   "tokens": int(state.num_input_tokens_seen), **self._rates}
+            row = {"step": state.global_step,
+                   "epoch": self._epochs * state.global_step / state.max_steps,
+                   "loss": logs["loss"], "learning_rate": logs["learning_rate"],
+                   "grad_norm": logs.get("grad_norm"),
+                   "tokens": self._tokens[state.global_step], **self._rates}
             with self._metrics.open("ab", buffering=0) as log:
                 artifacts.append_line(log, artifacts.to_line(row))
 
@@ -93,20 +95,40 @@ class Progress(TrainerCallback):
 
 
 class Checkpoints(TrainerCallback):
-    """Marks a checkpoint as whole once every rank has written its part and it is on disk."""
+    """Asks for checkpoints by steps, by time or both, and marks one as whole once every rank has
+    written its part and it is on disk."""
 
-    def __init__(self, marker: str) -> None:
-        self._marker = marker
+    def __init__(self, marker: str, *, steps: int | None, minutes: int | None) -> None:
+        self._marker, self._steps, self._minutes = marker, steps, minutes
+        self._last = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """No checkpoint of the last step, which the Trainer asks for: the model follows at once."""
-        if state.global_step >= state.max_steps:
-            control.should_save = False
+        """No checkpoint of the last step: the model follows at once."""
+        if state.global_step < state.max_steps:
+            by_steps = self._steps is not None and state.global_step % self._steps == 0
+            control.should_save = self._is_time() or by_steps
+
+    def _is_time(self) -> bool:
+        """Whether it is by rank 0's clock, asked once a step, whose loss is waited for anyway."""
+        return self._minutes is not None and distributed.from_rank_0(
+            time.monotonic() - self._last >= 60 * self._minutes)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if dist.is_initialized():
-            dist.barrier()
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        watchdog.beat()
+        _wait_for_all()
+        if distributed.local_rank() == 0:
+            artifacts.flush_tree(folder)  # what this node's ranks have written
+        _wait_for_all()
         if distributed.rank() == 0:
-            os.sync()
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             artifacts.write_json(folder / self._marker, {"world_size": distributed.world_size()})
+        watchdog.beat()
+        self._last = time.monotonic()
+
+
+def _wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()

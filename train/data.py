@@ -8,6 +8,7 @@ from typing import Any
 from adg.prompts import Prompter
 
 IGNORED = -100  # the label that the loss leaves out
+NOTHING = {"input_ids": [0], "labels": [IGNORED]}  # a record that no gradient depends on
 
 
 def encode(record: dict, prompter: Prompter, tokenizer: Any,

@@ -3,8 +3,8 @@ DeepSpeed.
 
 Reads   subsets/NAME/<subset>.json    Alpaca records, or those of the file in train.subset
 Writes  models/NAME/                  a Hugging Face model folder
-        train/NAME/checkpoint-*/      every save_steps steps; a killed run goes on from the last
-                                      whole one
+        train/NAME/checkpoint-*/      every save_minutes; a killed run goes on from the last whole
+                                      one; removed once the model is whole
         train/NAME/metrics.jsonl      of each step: loss, learning rate, tokens, tokens/s, FLOP/s
         train/NAME/loss.png           the loss over the steps
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from adg import artifacts, distributed, models, planning, provenance
-from adg.checks import accumulation_steps, check_deepspeed_file
+from adg.checks import read_sharding
 from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import say
@@ -27,8 +27,10 @@ from adg.errors import InputError
 from adg.prompts import Prompter
 from adg.records import normalise, problem_of, read_source
 from adg.stages import model_of
+from train import hours
+from train.batches import Order, plan_order
 from train.curve import plot_loss
-from train.data import collate, encode
+from train.data import encode
 from train.memory import estimate
 
 _OPTIMIZER_BYTES = 12  # a weight and AdamW's two moments in float32, in a checkpoint
@@ -38,15 +40,15 @@ _WHOLE = "complete.json"  # written into a checkpoint when all of its files are 
 def main() -> None:
     command = parse_command(__doc__)
     config = command.config
-    accumulation = accumulation_steps(config, distributed.world_size())
-    check_deepspeed_file(config)
+    sharding = read_sharding(config)
     run = provenance.begin("finetune", config, overwrite=command.overwrite)
     if run is None:
         return
     model, work = (run.folder / name / config.train.name for name in ("models", "train"))
-    killed_at_the_end = run.was_started() and model.is_dir()  # between the last two steps
+    killed_at_the_end = run.was_started() and model.is_dir()  # between the last steps
     if killed_at_the_end and not command.dry_run:
         if distributed.rank() == 0:
+            remove_checkpoints(work)
             run.finish(records=0)
         return
     checkpoint = None if command.overwrite else last_whole_checkpoint(work)
@@ -55,21 +57,39 @@ def main() -> None:
     tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
     records = read_subset(subset_path(config))
     examples, counts = encode_all(records, tokenizer, config)
+    order = order_of(examples, config)
     if command.dry_run:
-        plan(run, examples, folder)
+        plan(run, order, folder, sharding)
         return
     run.start()
-    trainer = build_trainer(folder, tokenizer, examples, work, accumulation, config)
-    say(f"[finetune] {len(examples)} records, {config.train.epochs} epochs"
-        + (f", going on from {checkpoint}" if checkpoint else ""))
+    trainer = trainer_of(folder, tokenizer, examples, work, order, sharding, config)
+    say(f"[finetune] {len(examples)} records, {config.train.epochs} epochs; "
+        f"{batches(order, config)}" + (f"; going on from {checkpoint}" if checkpoint else ""))
     result = train(trainer, checkpoint, work)
     if distributed.rank() == 0:
         plot_loss(work / "metrics.jsonl", work / "loss.png")
     save_model(trainer, model)
     if distributed.rank() == 0:
+        remove_checkpoints(work)
         run.finish(records=len(examples) * config.train.epochs, **counts,
-                   steps=result.global_step, train_loss=result.training_loss)
+                   steps=result.global_step, train_loss=result.training_loss,
+                   gradients_summed_in=sharding.get("data_types", {}).get("grad_accum_dtype"))
     end_process_group()
+
+
+def trainer_of(folder: Path, tokenizer: Any, examples: list[dict], work: Path, order: Order,
+               sharding: dict, config: Config) -> Any:
+    """The Trainer, and what it tells and keeps in a run."""
+    from train.callbacks import Checkpoints, Progress, Speed
+    from train.trainer import build_trainer
+
+    settings, remote = config.train, config.model.trust_remote_code
+    speed = Speed(hours.flops_per_token(
+        models.num_weights(folder, trust_remote_code=remote),
+        models.describe(folder, trust_remote_code=remote), sum(order.lengths) / len(order.lengths)))
+    callbacks = [Progress(work / "metrics.jsonl", order, settings.epochs, speed),
+                 Checkpoints(_WHOLE, steps=settings.save_steps, minutes=settings.save_minutes)]
+    return build_trainer(folder, tokenizer, examples, work, order, sharding, config, callbacks)
 
 
 def train(trainer: Any, checkpoint: Path | None, work: Path) -> Any:
@@ -98,32 +118,48 @@ def train(trainer: Any, checkpoint: Path | None, work: Path) -> Any:
             f"what takes how much") from None
 
 
-def plan(run: provenance.StageRun, examples: list[dict], folder: Path) -> None:
+def order_of(examples: list[dict], config: Config) -> Order:
+    """The records of every step, and who reads them when."""
+    settings = config.train
+    return plan_order([len(example["input_ids"]) for example in examples],
+                      batch_size=settings.batch_size, per_device=settings.per_device_batch_size,
+                      epochs=settings.epochs, seed=config.seed, ranks=distributed.world_size())
+
+
+def plan(run: provenance.StageRun, order: Order, folder: Path, sharding: dict) -> None:
     """Say what there is to do."""
-    settings = run.config.train
-    steps = settings.epochs * -(-len(examples) // settings.batch_size)
-    tokens = settings.epochs * sum(len(example["input_ids"]) for example in examples)
-    weights = models.num_weights(folder, trust_remote_code=run.config.model.trust_remote_code)
-    per_weight = 4 if run.config.model.dtype == "float32" else 2
-    checkpoint = weights * (per_weight + _OPTIMIZER_BYTES)
-    longest = max(len(example["input_ids"]) for example in examples)
-    needed = estimate(
-        weights, models.describe(folder, trust_remote_code=run.config.model.trust_remote_code),
-        json.loads(Path(settings.deepspeed).read_text())["zero_optimization"],
-        bytes_per_weight=per_weight, ranks=distributed.world_size(),
-        tokens=settings.per_device_batch_size * longest,
-        checkpointing=settings.gradient_checkpointing)
+    settings, remote = run.config.train, run.config.model.trust_remote_code
+    weights = models.num_weights(folder, trust_remote_code=remote)
+    described = models.describe(folder, trust_remote_code=remote)
+    width = 4 if run.config.model.dtype == "float32" else 2
+    stage = sharding.get("zero_optimization", {}).get("stage", 0)
+    copies = 1 if stage == 3 else 2  # of the weights: as a model, and in DeepSpeed's own file
+    checkpoint = weights * (copies * width + _OPTIMIZER_BYTES)
+    needed = estimate(weights, described, sharding, bytes_per_weight=width, ranks=order.ranks,
+                      tokens=order.largest(), checkpointing=settings.gradient_checkpointing)
     parts = ", ".join(f"{name} {planning.size(value)}"
                       for name, value in needed._asdict().items() if name != "host")
     planning.show(run, {
-        "records": f"{len(examples):,}, {settings.epochs} epochs, {steps:,} steps, "
-                   f"{tokens:,} tokens",
+        "records": f"{len(order.lengths):,}, {settings.epochs} epochs, "
+                   f"{len(order.steps):,} steps, "
+                   f"{settings.epochs * sum(order.lengths):,} tokens",
+        "batches": f"{batches(order, run.config)}, {order.largest():,} tokens at most",
         "model": f"{weights:,} weights",
-        "memory": f"about {planning.size(needed.total())} on each of {distributed.world_size()} "
+        "memory": f"about {planning.size(needed.total())} on each of {order.ranks} "
                   f"rank(s): {parts}" + (f"; {planning.size(needed.host)} of the machine's"
                                          if needed.host else ""),
-    }, records=settings.epochs * len(examples),
-        disk=weights * per_weight + (settings.keep_checkpoints + 1) * checkpoint)
+    }, records=settings.epochs * len(order.lengths),
+        disk=weights * width + (settings.keep_checkpoints + 1) * checkpoint,
+        by_arithmetic=None if width == 4 or needed.host else hours.estimate(
+            order, weights, described, sharding, checkpointing=settings.gradient_checkpointing))
+
+
+def batches(order: Order, config: Config) -> str:
+    """How the ranks share a step, in words."""
+    each = len(order.steps[0]) // order.ranks
+    mean = config.train.batch_size / len(order.steps[0])
+    return (f"{config.train.batch_size} records a step: {order.ranks} rank(s) x {each} pass(es) of "
+            f"{mean:.3g} on average")
 
 
 def subset_path(config: Config) -> Path:
@@ -195,52 +231,6 @@ def encode_all(records: list[dict], tokenizer: Any, config: Config) -> tuple[lis
     return examples, {"cut_responses": cut, "left_out": left_out}
 
 
-def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path, accumulation: int,
-                  config: Config) -> Any:
-    """The Hugging Face Trainer with the paper's optimiser, schedule and DeepSpeed."""
-    import deepspeed
-    import torch
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    from train.callbacks import Checkpoints, Progress, Speed
-
-    settings, remote = config.train, config.model.trust_remote_code
-    # before the arguments, from which on every model that is made is cut by ranks (ZeRO-3)
-    speed = Speed(models.num_weights(folder, trust_remote_code=remote),
-                  models.describe(folder, trust_remote_code=remote),
-                  sum(len(example["input_ids"]) for example in examples) / len(examples))
-    arguments = TrainingArguments(
-        output_dir=str(work), num_train_epochs=settings.epochs, seed=config.seed,
-        per_device_train_batch_size=settings.per_device_batch_size,
-        gradient_accumulation_steps=accumulation, learning_rate=settings.learning_rate,
-        lr_scheduler_type=_SCHEDULES[settings.lr_scheduler], weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup_ratio,  # below 1 it is a share of the steps
-        bf16=config.model.dtype == "bfloat16", fp16=config.model.dtype == "float16",
-        gradient_checkpointing=settings.gradient_checkpointing, deepspeed=settings.deepspeed,
-        logging_steps=1, logging_nan_inf_filter=False,
-        save_strategy="steps", save_steps=settings.save_steps,
-        save_total_limit=settings.keep_checkpoints, report_to="none", remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
-        include_num_input_tokens_seen="non_padding",
-    )
-    deepspeed.init_distributed(verbose=False)  # before ZeRO-3 cuts the model by ranks as it loads
-    dtype = torch.float32 if config.model.dtype == "float16" else getattr(torch, config.model.dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, trust_remote_code=remote, use_cache=False)
-    trainer = Trainer(model=model, args=arguments, train_dataset=examples, data_collator=collate,
-                      processing_class=tokenizer,
-                      callbacks=[Progress(work / "metrics.jsonl", settings.batch_size,
-                                          len(examples) * settings.epochs, speed),
-                                 Checkpoints(_WHOLE)])
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    return trainer
-
-
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-
-
 def save_model(trainer: Any, folder: Path) -> None:
     """The trained model in `folder`, which comes into being only when all of it is written."""
     aside = folder.with_name(f".{folder.name}.partial")
@@ -257,6 +247,12 @@ def save_model(trainer: Any, folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)  # one that was not whole
             aside.rename(folder)
             artifacts.flush(folder.parent)
+
+
+def remove_checkpoints(work: Path) -> None:
+    """Remove what a killed run would have gone on from: a checkpoint is several times the model."""
+    for folder in work.glob("checkpoint-*"):
+        shutil.rmtree(folder)
 
 
 def end_process_group() -> None:

@@ -1,15 +1,18 @@
 """What full fine-tuning takes of a device's memory, estimated before anything is loaded.
 
 Weights, gradients and AdamW's state follow Rajbhandari et al. 2020 (ZeRO), section 3: per parameter
-a weight, a gradient, and in float32 a master weight and two moments, each cut by the number of
-ranks from the ZeRO stage on that shards it. Activations are those of a block with attention that
-keeps no score matrix, with checkpointing one block's and each block's input, and of the logits in
-float32.
+a weight, a gradient in the type that a step's gradients are summed in, and in float32 a master
+weight and two moments, each cut by the number of ranks from the ZeRO stage on that shards it. What
+is offloaded needs a second gradient, in float32, for the optimiser; in stage 2 the sums themselves
+stay on the device where their type is not the weights'. Activations are those of a block with
+attention that keeps no score matrix, with checkpointing one block's and each block's input, and of
+the logits in float32.
 """
 
 from typing import Any, NamedTuple
 
 _MASTER_BYTES = 12  # master weight, mean and variance of a parameter
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of DeepSpeed's names for them
 _SHARDED_FROM = {"optimiser": 1, "gradients": 2, "weights": 3}  # ZeRO stage
 
 
@@ -27,24 +30,27 @@ class Memory(NamedTuple):
         return self.weights + self.gradients + self.optimiser + self.activations
 
 
-def estimate(num_weights: int, described: Any, zero: dict, *, bytes_per_weight: int, ranks: int,
+def estimate(num_weights: int, described: Any, sharding: dict, *, bytes_per_weight: int, ranks: int,
              tokens: int, checkpointing: bool) -> Memory:
     """The memory of one rank for batches of `tokens`, padding included.
 
-    `described` is transformers' configuration of the model, `zero` the section zero_optimization of
-    DeepSpeed's.
+    `described` is transformers' configuration of the model, `sharding` DeepSpeed's.
     """
+    zero = sharding.get("zero_optimization", {})
     stage = zero.get("stage", 0)
-    sizes = {"weights": num_weights * bytes_per_weight, "gradients": num_weights * bytes_per_weight,
-             "optimiser": num_weights * _MASTER_BYTES}
-    own = {name: size // ranks if stage >= _SHARDED_FROM[name] else size
-           for name, size in sizes.items()}
-    offloaded = []
+    summed = _BYTES.get(sharding.get("data_types", {}).get("grad_accum_dtype"), bytes_per_weight)
+    widths = {"weights": bytes_per_weight, "gradients": summed, "optimiser": _MASTER_BYTES}
+    own = {name: num_weights * width // (ranks if stage >= _SHARDED_FROM[name] else 1)
+           for name, width in widths.items()}
+    offloaded, host = [], 0
     if _is_offloaded(zero, "offload_optimizer"):
-        offloaded += ["optimiser", "gradients"]
+        offloaded.append("optimiser")
+        host += own["optimiser"] * 4 // _MASTER_BYTES  # the optimiser's gradient
+        if stage >= 3 or summed == bytes_per_weight:
+            offloaded.append("gradients")
     if _is_offloaded(zero, "offload_param"):
         offloaded.append("weights")
-    host = sum(own[name] for name in offloaded)
+    host += sum(own[name] for name in offloaded)
     own |= dict.fromkeys(offloaded, 0)
     return Memory(**own, host=host, activations=_activations(
         described, tokens, bytes_per_weight, checkpointing=checkpointing))

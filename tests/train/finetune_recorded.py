@@ -10,18 +10,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from adg import distributed  # noqa: E402
-from train import finetune  # noqa: E402
+from train import finetune, trainer  # noqa: E402
 
 
 def main() -> None:
-    batches, plain = Path(sys.argv.pop(1)), finetune.collate
+    batches, plain = Path(sys.argv.pop(1)), trainer.collate
 
     def recorded(examples: list[dict]) -> dict:
         with batches.open("a") as file:
             file.write(json.dumps(examples) + "\n")
         return plain(examples)
 
-    finetune.collate = recorded
+    trainer.collate = recorded
     finetune.main()
 
 
