@@ -143,6 +143,33 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+_WATCHER = """
+import os, select, sys, psutil
+parent = psutil.Process(os.getppid())
+children = parent.children(recursive=True)
+print(flush=True)
+while not select.select([sys.stdin], [], [], 2)[0]:  # readable at the end of the pipe
+    try:
+        children = parent.children(recursive=True) or children
+    except psutil.NoSuchProcess:
+        break
+for child in children:
+    if child.pid != os.getpid() and child.is_running():
+        child.kill()
+"""
+
+
+def end_children_with_this_process() -> None:
+    """Have the processes that this one has started, and those that it starts from now on, killed
+    when it ends, however it ends (those of its last two seconds excepted).
+
+    vLLM's engine outlives a parent that is killed, and keeps a GPU's memory.
+    """
+    watcher = subprocess.Popen([sys.executable, "-c", _WATCHER], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, start_new_session=True)
+    watcher.stdout.readline()
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a stage's main: an input error becomes one line on stderr and exit status 2."""
     if "TORCHELASTIC_RUN_ID" in os.environ:

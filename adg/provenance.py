@@ -111,8 +111,8 @@ class StageRun:
         if self.stage.dear and (present or unfinished):
             raise InputError(
                 f"{self.label}: {'; '.join(changes)}. What {self.folder} holds was made with the "
-                f"old value and is kept: give another output_dir (or name), or --overwrite to "
-                f"redo it"
+                f"old value and is kept: go back to that value, give another output_dir (or name), "
+                f"or --overwrite to redo it"
             )
         self.notes.append(f"redone, because {'; '.join(changes)}")
         return False

@@ -31,7 +31,7 @@ from adg.errors import InputError
 from adg.prompts import Prompter
 from adg.records import Pool
 from generation.answers import Answer, Request
-from generation.samplers import SAMPLERS, Sampler
+from generation.samplers import SAMPLERS, Sampler, left_unused
 
 _BYTES_PER_TOKEN = 6  # of an answer in a file, about; more than most tokens have
 _TOO_LONG = "prompt_too_long"  # finish reason of the empty answers to a prompt that leaves no room
@@ -67,6 +67,10 @@ def main() -> None:
         plan(run, pool, prompter, described.hidden_size, chunks,
              list(range(len(chunks))) if command.overwrite else missing())
         return
+    unused = left_unused(folder, config.generation)
+    if unused:
+        distributed.say(f"[sample] note: the model's generation_config.json asks for {unused}, "
+                        f"which is not done: the section generation decides")
     run.start()
     to_do = missing()
     mine = distributed.my_share(to_do)
@@ -81,7 +85,8 @@ def main() -> None:
                 artifacts.write_jsonl(draft.path, draft.rows)
                 progress.update(len(draft.rows))
     if not missing():
-        run.finish(records=sum(len(chunks[i]) for i in to_do))
+        run.finish(records=sum(len(chunks[i]) for i in to_do),
+                   **({"generation_config_unused": unused} if unused else {}))
 
 
 def write_vectors(folder: Path, draft: "Draft", width: int, config: Config) -> None:
@@ -179,6 +184,7 @@ class Draft:
                  config: Config) -> None:
         self.index, self.path, self.first_row = index, path, index * config.chunk_size
         self._drawn = _DRAWN + ("token_ids",) * config.generation.keep_token_ids
+        self._stripped = config.generation.strip_answers
         self.rows = [_row(record, self._drawn) for record in records]
         for row, earlier in zip(self.rows, artifacts.JsonlRows(path) if path.exists() else (),
                                 strict=False):
@@ -214,7 +220,8 @@ class Draft:
 
     def _add(self, number: int, answers: list[Answer]) -> None:
         for answer in answers:
-            values = {"generated_answers": answer.text, "finish_reasons": answer.finish_reason,
+            text = answer.text.strip() if self._stripped else answer.text
+            values = {"generated_answers": text, "finish_reasons": answer.finish_reason,
                       "num_tokens": len(answer.token_ids), "token_ids": answer.token_ids}
             for name in self._drawn:
                 self.rows[number][name].append(values[name])

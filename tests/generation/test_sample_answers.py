@@ -195,23 +195,37 @@ def test_a_prompt_without_room_is_left_without_answers_or_cut(config_file, stage
     assert line["cut_prompts"] == len(rejected) and "rejected_prompts" not in line
 
 
-def test_the_samplers_draw_from_the_models_distribution(config_file, stage, tmp_path, tiny_model):
+@pytest.mark.parametrize(("top_k", "engines"), [(40, ("transformers", "vllm")),
+                                                (None, ("transformers",))])
+def test_the_samplers_draw_from_the_models_distribution(config_file, stage, tmp_path, tiny_model,
+                                                        top_k, engines):
     """Chi-square of 2,000 first tokens by each engine against the model's own probabilities."""
     import torch
     from scipy.stats import chisquare
-    from transformers import AutoModelForCausalLM, TemperatureLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        AutoModelForCausalLM,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     artifacts.write_jsonl(tmp_path / "same.jsonl", (
         {"id": str(i), "instruction": "Name a colour.", "output": "Red."} for i in range(40)))
     overrides = [f"pool.path={tmp_path / 'same.jsonl'}", "chunk_size=40"]
-    settings = {"num_answers": 50, "max_new_tokens": 1, "min_new_tokens": 0}
+    settings = {"num_answers": 50, "max_new_tokens": 1, "min_new_tokens": 0, "top_k": top_k}
     tokenizer = load_tokenizer(tiny_model, trust_remote_code=False)
     prompt = Prompter("alpaca", tokenizer, GenerationConfig()).ids(
         {"instruction": "Name a colour.", "input": ""})
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     with torch.inference_mode():
         logits = model(torch.tensor([prompt])).logits[:, -1]
-    warped = TopPLogitsWarper(0.9)(None, TemperatureLogitsWarper(1.4)(None, logits))[0]
+    warped = TemperatureLogitsWarper(1.4)(None, logits)
+    nucleus = int(torch.isfinite(TopPLogitsWarper(0.9)(None, warped)).sum())
+    if top_k:
+        warped = TopKLogitsWarper(top_k)(None, warped)
+    warped = TopPLogitsWarper(0.9)(None, warped)[0]
+    if top_k:
+        assert torch.isfinite(warped).sum() < min(top_k, nucleus)  # both leave something out
     expected: Counter[str] = Counter()
     for token, share in enumerate(torch.softmax(warped, -1).tolist()):
         text = tokenizer.decode([token], skip_special_tokens=True)
@@ -219,7 +233,7 @@ def test_the_samplers_draw_from_the_models_distribution(config_file, stage, tmp_
     assert expected.total() == pytest.approx(2000)
     common = [text for text, number in expected.items() if number >= 5]
     assert len(common) > 10
-    for sampler in ("transformers", "vllm"):
+    for sampler in engines:
         path = config_file(generation=settings | {"sampler": sampler})
         own = [path, *overrides, f"output_dir={tmp_path / sampler}"]
         stage(prepare_pool, *own)
@@ -256,14 +270,16 @@ def test_two_agents_share_a_run_folder(config_file, stage, prepared):
 
 
 def test_vllm_draws_the_same_alone_and_under_torchrun(config_file, stage, prepared):
-    """The real engine through the real commands: one process, then two ranks, the same bytes."""
+    """The real engine through the real commands: one process, then two ranks whose engines have
+    processes of their own, the same bytes."""
     path = config_file(generation={"sampler": "vllm", "prompt": "chat"})
     assert command("generation.sample_answers", path).returncode == 0
     alone = tree(prepared / "answers")
     texts = [text for row in artifacts.JsonlRows(prepared / "answers")
              for text in row["generated_answers"]]
     assert len(texts) == 30 and len(set(texts)) > 20
-    other = [path, f"output_dir={prepared.parent / 'other'}", "embedding.source=sampling"]
+    other = [path, f"output_dir={prepared.parent / 'other'}", "embedding.source=sampling",
+             "generation.engine_process=true"]
     stage(prepare_pool, *other)
     result = command("generation.sample_answers", *other, ranks=2)
     assert result.returncode == 0, result.stderr
