@@ -5,19 +5,30 @@ from typing import Any
 
 from adg import distributed
 from adg.config import Config
+from adg.errors import InputError
 
 
 def engine_options(config: Config, *, own_process: bool) -> dict[str, Any]:
     """Options of an engine. Sets those of vLLM's switches that are not set: to be called before
-    vLLM is imported.
+    vLLM is imported, and after distributed.claim_gpus.
 
-    `own_process`: the engine runs in a process of its own.
+    `own_process`: the engine runs in a process of its own. Raises InputError where this build of
+    vLLM has no device to run on.
     """
-    on_gpu = distributed.count_gpus() > 0
+    import torch
+
+    on_gpu = distributed.on_gpu()
+    if not on_gpu and torch.version.cuda is not None:
+        raise InputError("vLLM is installed in its build for GPUs, and there is no GPU to use: run "
+                         "this stage where there is one, or install the build for the CPU "
+                         "(bash run.sh setup cpu)")
     switches = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
-                "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_process))}
-    if own_process:
-        switches["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+                "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_process)),
+                # on_gpu() has touched CUDA, which a forked process cannot use
+                "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+                # an engine's start would compile FlashInfer's sampler, which takes nvcc and is for
+                # requests without a seed; all here have one or are greedy
+                "VLLM_USE_FLASHINFER_SAMPLER": "0"}
     if not on_gpu:
         switches |= {"VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
                      "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # ranks share the cores
