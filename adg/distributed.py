@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,12 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from adg.errors import InputError
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _GRACE = 5  # seconds
+_DEVICE = re.compile(r"\d+|(GPU|MIG)-.+")  # an entry of CUDA_VISIBLE_DEVICES
 _BAR = ("{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
         "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]")
 
@@ -53,13 +57,22 @@ def warn(text: str) -> None:
 
 def count_gpus() -> int:
     """GPUs that this process may use, found without touching CUDA."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shutil.which("nvidia-smi") is None:
         return 0
+    visible = _visible_devices()
     if visible is not None:
-        return len([entry for entry in visible.split(",") if entry.strip()])
+        return len(visible)
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def _visible_devices() -> list[str] | None:
+    """Entries of CUDA_VISIBLE_DEVICES up to the first that is none, as CUDA reads them (-1 and
+    NoDevFiles mean no device); None where it is not set."""
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    return list(takewhile(_DEVICE.fullmatch, (entry.strip() for entry in text.split(","))))
 
 
 def claim_gpus(number: int, key: str) -> None:
@@ -69,8 +82,7 @@ def claim_gpus(number: int, key: str) -> None:
     """
     count = count_gpus()
     if count:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
-        entries = [entry.strip() for entry in visible.split(",") if entry.strip()]
+        entries = _visible_devices() or list(map(str, range(count)))
         mine = own_gpus(number, count, key)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(entries[gpu] for gpu in mine)
 
@@ -98,12 +110,36 @@ def progress(stage: str, total: int, done: int = 0) -> Any:
                 disable=rank() > 0)
 
 
-def device() -> str:
-    """This rank's torch device: its own GPU where there is one, else the processor."""
+def on_gpu() -> bool:
+    """Whether models run on GPUs here. Touches CUDA; False only where there is no GPU to use.
+
+    Raises InputError where there is one that torch cannot use, so that no model falls back to the
+    CPU unasked.
+    """
     import torch
 
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        return True
+    count = count_gpus()
+    if count == 0:
+        return False
+    try:
+        torch.cuda.init()  # is_available() gives no reason
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"{count} GPU(s) are listed (nvidia-smi, CUDA_VISIBLE_DEVICES), but torch "
+            f"{torch.__version__} cannot use them: {str(error).splitlines()[0].rstrip('.')}. It "
+            f"needs NVIDIA driver 580 or newer and a .venv for GPUs (bash run.sh setup gpu); set "
+            f"CUDA_VISIBLE_DEVICES= (empty) to run models on the CPU") from None
+    return True
+
+
+def device() -> str:
+    """This rank's torch device: its own GPU where there is one, else the CPU."""
+    if not on_gpu():
         return "cpu"
+    import torch
+
     torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     return f"cuda:{torch.cuda.current_device()}"
 
@@ -171,7 +207,13 @@ def end_children_with_this_process() -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a stage's main: an input error becomes one line on stderr and exit status 2."""
+    """Run a stage's main: an input error becomes one line on stderr and exit status 2.
+
+    The interpreter's folder comes first on PATH, where torch, DeepSpeed and vLLM look for ninja:
+    .venv need not be activated.
+    """
+    os.environ["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH") or os.defpath])
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     try:

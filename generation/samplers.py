@@ -50,7 +50,7 @@ class VllmSampler:
         settings = config.generation
         engine = engine_options(config, own_process=settings.engine_process,
                                 dtype=config.sampling_dtype())
-        on_gpu = distributed.count_gpus() > 0
+        on_gpu = distributed.on_gpu()
         if settings.batch_invariant and not on_gpu:
             raise InputError("generation.batch_invariant is for GPUs, and there is none; on a "
                              "processor in float32 answers do not depend on the batch")
@@ -86,7 +86,7 @@ class VllmSampler:
             raise InputError(_what_to_lower(error, on_gpu)) from None
         if self._windows:
             self.llm.collective_rpc("forget_answers")
-        self._settings = settings
+        self._settings, self._on_gpu = settings, on_gpu
         # twice what runs at once: when an answer ends, the next one has been there for long
         self._in_flight = 2 * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
@@ -121,7 +121,7 @@ class VllmSampler:
             outputs = self.llm.llm_engine.step()
         except (RuntimeError, TimeoutError, EngineDeadError) as error:
             traceback.print_exc()
-            advice = _what_to_lower(error, distributed.count_gpus() > 0) \
+            advice = _what_to_lower(error, self._on_gpu) \
                 if _is_about_memory(error) else f"vLLM failed ({type(error).__name__}: {error})"
             raise InputError(f"{advice}. The chunks in answers/ are whole, and the same command "
                              f"goes on with the others") from None

@@ -163,9 +163,7 @@ def last_whole_checkpoint(work: Path) -> Path | None:
 
 def prepare_environment() -> None:
     """What DeepSpeed expects of the environment: a device, and the variables that torchrun sets."""
-    import torch
-
-    if not torch.cuda.is_available():
+    if not distributed.on_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
@@ -221,7 +219,7 @@ def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path
         logging_steps=1, logging_nan_inf_filter=False,
         save_strategy="steps", save_steps=settings.save_steps,
         save_total_limit=settings.keep_checkpoints, report_to="none", remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
+        use_cpu=not distributed.on_gpu(), disable_tqdm=True,
         include_num_input_tokens_seen="non_padding",
     )
     deepspeed.init_distributed(verbose=False)  # before ZeRO-3 cuts the model by ranks as it loads
