@@ -197,6 +197,9 @@ class ClusteringConfig:
     max_batch_share: float = key(1.0, "share of the pool that a mini-batch holds at most")
     num_init: int = key(3, "starts of k-means, of which the best is kept")
     max_iter: int = key(100, "passes over the pool at most")
+    scratch_dir: str | None = key(None, "folder for the copy of the vectors that k-means reads (N "
+                                         "x H x 4 bytes); null: $TMPDIR where that is on a disk "
+                                         "with room, else output_dir", tuning=True)
 
     def __post_init__(self) -> None:
         for name in ("num_bins", "batch_size", "num_init", "max_iter"):
