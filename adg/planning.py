@@ -83,5 +83,5 @@ def _chunk_speed(run: StageRun) -> tuple[float, str] | None:
     times = sorted(path.stat().st_mtime for path in (run.folder / run.outputs[-1]).glob("[0-9]*"))
     if len(times) < 2 or times[-1] == times[0]:
         return None
-    speed = (len(times) - 1) * run.config.chunk_size / (times[-1] - times[0])
+    speed = (len(times) - 1) * run.chunk_size / (times[-1] - times[0])
     return speed, f"from {len(times)} chunks that are there"

@@ -45,7 +45,7 @@ def main() -> None:
     backbone.check(folder, config)
     pool = Pool(run.folder)
     answers = Answers(run.folder, pool)
-    chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
+    chunks = artifacts.chunk_bounds(len(pool), run.chunk_size)
     for i in distributed.my_share(range(len(chunks))):
         read_answers(answers, chunks[i], config)  # all, before the first is embedded
 
