@@ -157,6 +157,12 @@ def chunk_bounds(num_rows: int, chunk_size: int) -> list[range]:
             for start in range(0, num_rows, chunk_size)]
 
 
+def chunk_size_for(num_rows: int) -> int:
+    """Records of a chunk where the configuration is silent: 500 for each million records or part
+    of one, so that a folder has at most 2,000 files."""
+    return 500 * max(1, -(-num_rows // 1_000_000))
+
+
 def chunk_name(index: int, suffix: str) -> str:
     """The name of chunk `index`: 00000.npy, 00001.npy, ..."""
     return f"{index:05d}.{suffix}"

@@ -218,6 +218,9 @@ class ClusteringConfig:
     max_batch_share: float = key(1.0, "share of the pool that a mini-batch holds at most")
     num_init: int = key(3, "starts of k-means, of which the best is kept")
     max_iter: int = key(100, "passes over the pool at most")
+    scratch_dir: str | None = key(None, "folder for the copy of the vectors that k-means reads (N "
+                                         "x H x 4 bytes); null: $TMPDIR where that is on a disk "
+                                         "with room, else output_dir", tuning=True)
 
     def __post_init__(self) -> None:
         for name in ("num_bins", "batch_size", "num_init", "max_iter"):
@@ -298,7 +301,8 @@ class EvalConfig:
 class Config:
     output_dir: str = key(MISSING, "the run folder: one pool and one backbone")
     seed: int = key(42, "of sampling, k-means and training")
-    chunk_size: int = key(500, "records per file and unit of work in answers/ and the vectors")
+    chunk_size: int | None = key(None, "records per file and unit of work in answers/ and the "
+                                 "vectors; null: 500, more for a pool of millions")
     stall_timeout: int = key(3600, "seconds without progress after which a rank of sample, embed, "
                              "measure, finetune or evaluate ends itself; 0: never", tuning=True)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -323,7 +327,7 @@ class Config:
         return self.pool.decontaminate != "off" and self.eval.data_dir is not None
 
     def __post_init__(self) -> None:
-        require(self.chunk_size >= 1, "chunk_size", self.chunk_size, "1 or more")
+        positive_or_none("chunk_size", self.chunk_size)
         require(self.stall_timeout >= 0, "stall_timeout", self.stall_timeout, "0 or more")
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to below 2**32")
         require(bool(self.output_dir.strip()), "output_dir", self.output_dir, "a folder's name")

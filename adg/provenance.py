@@ -45,16 +45,36 @@ class StageRun:
         self.folder = Path(config.output_dir)
         self.label = f"{name} {fill_in(self.stage.instance, config)}".strip()
         self.outputs = outputs_of(name, config)
-        self.parameters = parameters_of(name, config)
         self.notes: list[str] = []  # what a person should know, and no error
         self.extends = False  # whether output of a smaller run is being added to
         self.parts: list[StageRun] = []  # stages some of whose output this one makes
         self.started = time.monotonic()
         self.record_path = self.folder / "provenance" / f"{self.label.replace(' ', '-')}.json"
         self.counts_path = self.record_path.with_suffix(".counts")  # a folder
+        self.parameters = parameters_of(name, config)
+        if "chunk_size" in self.parameters:
+            self.parameters["chunk_size"] = config.chunk_size or self._chunk_size()
         self.identities = Identities(self.folder, config)
 
     # What there is
+
+    @property
+    def chunk_size(self) -> int:
+        """Records of a chunk of this stage's output."""
+        return self.parameters["chunk_size"]
+
+    def _chunk_size(self) -> int:
+        """That of the chunks that are in the run folder, whatever the pool has grown to since;
+        without any, the one for this pool."""
+        records = [self.record() or {}]
+        for name in (name for name, stage in STAGES.items() if "chunk_size" in stage.keys):
+            records += [artifacts.parse_record(path.read_bytes(), str(path)) for path in
+                        sorted(self.record_path.parent.glob(f"{name}*.json"))]
+        for record in records:
+            if size := record.get("parameters", {}).get("chunk_size"):
+                return size
+        pool = self.folder / "pool.jsonl"
+        return artifacts.chunk_size_for(len(artifacts.JsonlRows(pool)) if pool.is_file() else 0)
 
     def inputs(self) -> dict[str, dict]:
         """The identity of each input; InputError where a required one is not there."""

@@ -44,9 +44,13 @@ def load(kind: Any, folder: Path, dtype: str, config: Config) -> Any:
 
 
 def load_on_device(kind: Any, folder: Path, dtype: str, config: Config) -> Any:
-    """The model in evaluation mode, whole on this rank's device."""
+    """The model in evaluation mode, whole on this rank's device.
+
+    On a GPU each weight goes there as it is read: no rank holds the model in the host's memory.
+    """
     device = distributed.device()  # before the weights are read, since it may refuse
-    return _read(kind, folder, dtype, config).to(device)
+    where = {} if device == "cpu" else {"device_map": {"": device}}
+    return _read(kind, folder, dtype, config, **where).to(device)
 
 
 def _read(kind: Any, folder: Path, dtype: str, config: Config, **where: Any) -> Any:

@@ -66,7 +66,7 @@ def main() -> None:
         return
     pool = Pool(run.folder)
     folder = measures.folder_of(run.folder, config)
-    chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
+    chunks = artifacts.chunk_bounds(len(pool), run.chunk_size)
 
     def missing() -> list[int]:
         return [i for i in range(len(chunks)) if rows_there(folder, i) < len(chunks[i])]

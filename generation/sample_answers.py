@@ -56,7 +56,7 @@ def main() -> None:
     tokenizer = load_checked_tokenizer(folder, config)
     prompter = Prompter(config.generation.prompt, tokenizer, config.generation)
     described = models.describe(folder, trust_remote_code=config.model.trust_remote_code)
-    chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
+    chunks = artifacts.chunk_bounds(len(pool), run.chunk_size)
     paths = [run.folder / "answers" / artifacts.chunk_name(i, "jsonl") for i in range(len(chunks))]
 
     def missing() -> list[int]:
@@ -75,7 +75,8 @@ def main() -> None:
     to_do = missing()
     mine = distributed.my_share(to_do)
     if mine:
-        drafts = (Draft(i, pool.rows(chunks[i]), paths[i], prompter, config) for i in mine)
+        drafts = (Draft(i, pool.rows(chunks[i]), paths[i], prompter, config,
+                        first_row=chunks[i].start) for i in mine)
         sampler = SAMPLERS[config.generation.sampler](folder, config)
         with distributed.progress("sample", sum(len(chunks[i]) for i in mine)) as progress:
             for draft in draw(drafts, sampler):
@@ -181,8 +182,8 @@ class Draft:
     """
 
     def __init__(self, index: int, records: list[dict], path: Path, prompter: Prompter,
-                 config: Config) -> None:
-        self.index, self.path, self.first_row = index, path, index * config.chunk_size
+                 config: Config, *, first_row: int = 0) -> None:
+        self.index, self.path, self.first_row = index, path, first_row
         self._drawn = _DRAWN + ("token_ids",) * config.generation.keep_token_ids
         self._stripped = config.generation.strip_answers
         self.rows = [_row(record, self._drawn) for record in records]

@@ -14,7 +14,7 @@ from adg.config import Config, load_config
 from adg.errors import InputError
 from adg.geometry import centred_grams
 from adg.provenance import StageRun, begin
-from embedding import cluster
+from embedding import cluster, embed
 from generation import prepare_pool, sample_answers
 
 
@@ -335,3 +335,44 @@ def test_the_log_stays_locked_until_the_record_is_written(config_file, stage, ru
     monkeypatch.setattr(provenance, "_versions", attempt)
     stage(score_and_select, config_file())
     assert seen == [True]
+
+
+def test_a_chunk_size_left_open_is_chosen_once_for_a_run_folder(config_file, stage, tmp_path,
+                                                                monkeypatch):
+    def names(folder: str) -> list[str]:
+        return sorted(path.name for path in (tmp_path / "run" / folder).iterdir())
+
+    path = config_file(chunk_size=None)
+    stage(prepare_pool, path)
+    monkeypatch.setattr(artifacts, "chunk_size_for", lambda records: 3 if records == 10 else 99)
+    stage(sample_answers, path)
+    assert names("answers") == [f"{i:05d}.jsonl" for i in range(4)]
+    assert StageRun("sample", load_config(path, [])).record()["parameters"]["chunk_size"] == 3
+    with (tmp_path / "pool.jsonl").open("a") as pool:
+        pool.write(json.dumps(RECORDS[0] | {"id": "new"}) + "\n")
+    stage(prepare_pool, path)  # eleven records now
+    assert begin("sample", load_config(path, ["chunk_size=3"])) is not None  # it only grew
+    stage(sample_answers, path)
+    stage(embed, path)
+    assert names("answer_grams") == [f"{i:05d}.npy" for i in range(4)]
+    assert begin("embed", load_config(path, ["chunk_size=3"])) is None
+    with pytest.raises(InputError, match="chunk_size was 3 and is 4"):
+        begin("sample", load_config(path, ["chunk_size=4"]))
+
+
+def test_a_folder_made_with_a_given_chunk_size_goes_on_without_one(config_file, stage, tmp_path):
+    stage(prepare_pool, config_file())
+    stage(sample_answers, config_file())
+    path = config_file(chunk_size=None)
+    assert begin("sample", load_config(path, [])) is None
+    (tmp_path / "run/answers/00001.jsonl").unlink()
+    stage(sample_answers, path)
+    assert len(artifacts.JsonlRows(tmp_path / "run/answers/00001.jsonl")) == 4
+
+
+def test_a_chunk_size_left_open_is_500_for_a_small_pool(config_file, stage, tmp_path):
+    path = config_file(chunk_size=None)
+    stage(prepare_pool, path)
+    assert StageRun("sample", load_config(path, [])).chunk_size == 500
+    with pytest.raises(InputError, match="chunk_size is 0; it must be null or 1 or more"):
+        load_config(path, ["chunk_size=0"])
