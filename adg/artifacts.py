@@ -5,6 +5,7 @@ old file or the new one. Line i over the files of every JSONL belongs to line i 
 """
 
 import contextlib
+import errno
 import json
 import os
 from array import array
@@ -69,10 +70,13 @@ def flush_tree(folder: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk."""
+    """Have a file, or the names in a folder, on disk; some FUSE file systems flush no folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -1,15 +1,20 @@
 """Rank, world size, device and the life of a stage's process. No other module asks for the rank."""
 
+import atexit
 import contextlib
 import ctypes
+import functools
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from itertools import takewhile
 from pathlib import Path
@@ -20,6 +25,8 @@ from adg.errors import InputError
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _GRACE = 5  # seconds
 _DEVICE = re.compile(r"\d+|(GPU|MIG)-.+")  # an entry of CUDA_VISIBLE_DEVICES
+_BEAT = 10  # seconds between a rank's signs of life
+_SILENT = 600  # seconds without one, after which a rank that others wait for counts as lost
 _BAR = ("{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
         "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]")
 
@@ -39,9 +46,9 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def my_share(chunks: Iterable[int]) -> list[int]:
-    """The chunks that are this rank's to do: chunk i belongs to rank i mod world size."""
-    return [index for index in chunks if index % world_size() == rank()]
+def my_share(chunks: Sequence[int]) -> list[int]:
+    """The chunks that are this rank's of those to do, dealt out in turn."""
+    return list(chunks[rank()::world_size()])
 
 
 def say(text: str) -> None:
@@ -167,6 +174,110 @@ def from_rank_0(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+# What ranks tell each other through torchrun's store, without a process group: vLLM makes the
+# process's default group its own
+
+
+def join() -> None:
+    """Show the other ranks from now on that this one lives; nothing with one rank."""
+    if world_size() > 1:
+        with _reaching():
+            _store()
+
+
+def agreed(name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives on rank 0, on every rank; JSON must hold it. Each name serves once."""
+    if world_size() == 1:
+        return make()
+    with _reaching():
+        if rank() > 0:
+            return json.loads(_value(name, 0))
+    value = make()
+    with _reaching():
+        _store().set(name, json.dumps(value))
+    return value
+
+
+def barrier(name: str) -> None:
+    """Wait until every rank has come here. Each name serves once.
+
+    A stage that shares chunks ends in one: torchrun gives ranks on other nodes five minutes from
+    when those of its own node have ended, and takes the rendezvous away then.
+    """
+    if world_size() == 1:
+        return
+    with _reaching():
+        _store().set(f"{name}/{rank()}", "here")
+        for other in range(world_size()):
+            _value(f"{name}/{other}", other)
+
+
+@functools.cache
+def _store() -> Any:
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, *_ = next(rendezvous("env://"))
+    store = PrefixStore(f"adg/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store.set(f"host/{rank()}", socket.gethostname())
+    ended = threading.Event()
+    thread = threading.Thread(target=_beat, args=(store.clone(), ended), daemon=True)
+    thread.start()
+    atexit.register(thread.join, 1)  # a thread within the store would abort the interpreter's end
+    atexit.register(ended.set)
+    return store
+
+
+def _beat(store: Any, ended: threading.Event) -> None:
+    with _reaching():
+        while not ended.is_set():
+            store.add(f"alive/{rank()}", 1)
+            ended.wait(_BEAT)
+
+
+def _value(key: str, other: int) -> bytes:
+    """What rank `other` puts into the store under `key`, once it has; this rank ends where that one
+    gives no sign of life."""
+    store, pause, beats, said = _store(), 0.02, -1, False
+    began = heard = time.monotonic()
+    while not store.check([key]):
+        now, beat = time.monotonic(), store.add(f"alive/{other}", 0)
+        if beat != beats:
+            beats, heard = beat, now
+        elif now - heard > _SILENT:
+            _end(f"{_name(other)} has given no sign of life for {_SILENT} s: it has ended, or its "
+                 f"node is lost")
+        if now - began > _BEAT and not said:
+            say(f"waiting for {_name(other)}")
+            said = True
+        time.sleep(pause)
+        pause = min(1.0, 1.5 * pause)
+    return store.get(key)
+
+
+def _name(other: int) -> str:
+    store, key = _store(), f"host/{other}"
+    return f"rank {other}" + (f" on {store.get(key).decode()}" if store.check([key]) else "")
+
+
+@contextlib.contextmanager
+def _reaching() -> Iterator[None]:
+    """End this rank where torchrun's store is gone: so is rank 0, which holds the stage's lock."""
+    from torch.distributed import DistNetworkError
+
+    try:
+        yield
+    except DistNetworkError:
+        _end(f"torchrun on {os.environ.get('MASTER_ADDR')}, the node of rank 0, cannot be reached: "
+             f"it has ended, or its node is lost")
+
+
+def _end(reason: str) -> None:
+    print(f"\nerror (rank {rank()}): {reason}. What is written is whole: the same command goes on "
+          f"from there.", file=sys.stderr, flush=True)
+    os._exit(os.EX_TEMPFAIL)  # a thread may be what has found it
 
 
 def die_with_parent() -> None:

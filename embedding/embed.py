@@ -58,7 +58,7 @@ def main() -> None:
              else missing())
         return
     run.start()
-    to_do = missing()
+    to_do = distributed.agreed("chunks to do", missing)
     mine = distributed.my_share(to_do)
     if mine:
         encoder = backbone.load_encoder(folder, config)
@@ -70,9 +70,10 @@ def main() -> None:
                     lambda i: prepare(run, i, chunks[i], pool, answers, encoder), mine):
                 complete(run, work, embedder)
                 progress.update(len(chunks[work.index]))
-    if not missing():
+    if run.done_by_all(missing):
         run.finish(records=sum(len(chunks[i]) for i in to_do), **check.found(run.folder, config),
                    vector_sources=answer_vectors.sources(run.folder))
+    distributed.barrier("finished")
 
 
 def instructions_path(folder: Path, index: int) -> Path:

@@ -72,7 +72,7 @@ def main() -> None:
         distributed.say(f"[sample] note: the model's generation_config.json asks for {unused}, "
                         f"which is not done: the section generation decides")
     run.start()
-    to_do = missing()
+    to_do = distributed.agreed("chunks to do", missing)
     mine = distributed.my_share(to_do)
     if mine:
         drafts = (Draft(i, pool.rows(chunks[i]), paths[i], prompter, config,
@@ -85,9 +85,10 @@ def main() -> None:
                 run.count(draft.index, draft.notes)
                 artifacts.write_jsonl(draft.path, draft.rows)
                 progress.update(len(draft.rows))
-    if not missing():
+    if run.done_by_all(missing):
         run.finish(records=sum(len(chunks[i]) for i in to_do),
                    **({"generation_config_unused": unused} if unused else {}))
+    distributed.barrier("finished")
 
 
 def write_vectors(folder: Path, draft: "Draft", width: int, config: Config) -> None:

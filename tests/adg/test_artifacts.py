@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -118,3 +120,26 @@ def test_a_pool_of_millions_has_larger_chunks():
     for records, size in sizes.items():
         assert artifacts.chunk_size_for(records) == size
         assert len(artifacts.chunk_bounds(records, size)) <= 2000
+
+
+@pytest.mark.parametrize(("number", "of_files", "whole"), [
+    (errno.EINVAL, False, True), (errno.ENOTSUP, False, True),
+    (errno.EIO, False, False), (errno.EINVAL, True, False),
+])
+def test_a_file_system_that_flushes_no_folders_will_do(tmp_path, monkeypatch, number, of_files,
+                                                       whole):
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if of_files or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if whole:
+        artifacts.write_json(tmp_path / "x.json", {})
+        artifacts.flush_tree(tmp_path)
+        assert (tmp_path / "x.json").read_text() == "{}\n"
+    else:
+        with pytest.raises(OSError, match="x.json"):
+            artifacts.write_json(tmp_path / "x.json", {})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import RECORDS
 
-from adg import arrays, artifacts, provenance, score_and_select
+from adg import arrays, artifacts, distributed, provenance, score_and_select, watchdog
 from adg.config import Config, load_config
 from adg.errors import InputError
 from adg.geometry import centred_grams
@@ -376,3 +376,40 @@ def test_a_chunk_size_left_open_is_500_for_a_small_pool(config_file, stage, tmp_
     assert StageRun("sample", load_config(path, [])).chunk_size == 500
     with pytest.raises(InputError, match="chunk_size is 0; it must be null or 1 or more"):
         load_config(path, ["chunk_size=0"])
+
+
+def test_a_rank_that_waits_is_not_watched_and_the_one_that_finishes_is(config_file, pool_folder,
+                                                                       monkeypatch):
+    run = started("sample", load_config(config_file(), []))
+    watched = []
+    monkeypatch.setattr(distributed, "barrier", lambda name: watched.append(
+        not watchdog._watch.is_set()))
+    assert not watchdog._watch.is_set()
+    assert run.done_by_all(list)
+    assert watched == [False] and not watchdog._watch.is_set()
+    monkeypatch.setenv("RANK", "1")
+    assert not run.done_by_all(list)
+    assert watched == [False, False] and watchdog._watch.is_set()
+
+
+def test_what_rank_0_does_not_see_is_no_end(config_file, pool_folder, monkeypatch):
+    run = started("sample", load_config(config_file(), []))
+    monkeypatch.setattr(distributed, "barrier", lambda name: None)
+    with pytest.raises(InputError, match="sample: 2 chunks are not in .*run, though every rank"):
+        run.done_by_all(lambda: [1, 3])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    looks = iter([[1, 3], [3], []])  # as a network file system shows what another node wrote
+    monkeypatch.setattr(provenance.time, "sleep", lambda seconds: None)
+    assert run.done_by_all(lambda: next(looks))
+    watchdog.stop()
+
+
+def test_ranks_of_unlike_configurations_are_refused(config_file, stage, pool_folder, monkeypatch):
+    record = started("sample", load_config(config_file(), [])).record()
+    watchdog.stop()
+    monkeypatch.setattr(distributed, "agreed", lambda name, make: record)
+    monkeypatch.setenv("RANK", "1")
+    run = StageRun("sample", load_config(config_file(), ["generation.temperature=0.5"]))
+    with pytest.raises(InputError, match="generation.temperature was 1.4 and is 0.5: the former is "
+                                         "rank 0's"):
+        run.start()

@@ -76,8 +76,7 @@ def test_one_rank_and_three_and_a_restart_give_the_same_bytes(config_file, stage
     alone = [tree(answered / name) for name in ("instruction_embeddings", "answer_grams")]
     assert [len(files) for files in alone] == [3, 3]
     (answered / "answer_grams/00002.npy").unlink()
-    for rank in range(3):
-        stage(embed, config_file(), rank=rank, world=3)
+    stage(embed, config_file(), world=3)
     assert [tree(answered / name) for name in ("instruction_embeddings", "answer_grams")] == alone
     assert not (answered / "answer_embeddings").exists()
 
@@ -134,8 +133,7 @@ def test_what_was_cut_is_counted_over_ranks_and_restarts(config_file, stage, ans
     path = config_file(embedding={"max_length": 400, "instruction_max_length": 4})
     stage(embed, path, rank=0, world=2)  # the first and the third chunk
     (answered / "answer_grams/00000.npy").unlink()  # as if killed between its two files
-    stage(embed, path, rank=1, world=2)
-    stage(embed, path)
+    stage(embed, path, world=2)
     line = json.loads((answered / "log.jsonl").read_text().splitlines()[-1])
     tokenizer = load_tokenizer(Path(line["inputs"]["model"]["name"]), trust_remote_code=False)
     longer = [record for record in RECORDS
