@@ -43,7 +43,7 @@ def test_a_report_has_medians_ratios_and_what_is_missing(tmp_path: Path):
     assert rows["a|b", ""]["note"] == "skipped: no GPU" and rows["a|b", ""]["median"] is None
     lines = paths[1].read_text().splitlines()
     assert "| sample | ours | 110 (3) | 1.47 | bare | tokens/s |" in lines
-    assert "| sample | bare | 75 (2) | 1.00 | bare | tokens/s |" in lines
+    assert "| sample | bare | 75 (2) | 1.00 |  | tokens/s |" in lines
     assert "| machine | nvcc on PATH | no |  |  |  |" in lines
     assert "| sample | a/b | skipped: no GPU |  |  |  |" in lines
     assert "| embed | 30 tokens | failed: RuntimeError: boom |  |  |  |" in lines

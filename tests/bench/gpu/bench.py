@@ -33,7 +33,7 @@ class Sizes(NamedTuple):
 
 SIZES = {
     "gpu": Sizes(2000, 200_000, (2, 8, 16), 8, {"gsm8k": 128, "bbh": 4}, 8192, 3),
-    "small": Sizes(6, 1000, (1, 2), 4, {"gsm8k": 2, "bbh": 1}, 2048, 1),
+    "small": Sizes(6, 1000, (1, 2), 3, {"gsm8k": 2, "bbh": 1}, 2048, 1),
 }
 
 

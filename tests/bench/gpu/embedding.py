@@ -69,7 +69,8 @@ def embed(config: Config, *, tokens: int) -> list[dict]:
 
     folder = random_model.folder_of(config)
     encoder = backbone.load_encoder(folder, config)
-    model = random_model.load(AutoModel, folder, config)
+    model = random_model.draw(AutoModel, folder, config) if random_model.is_random(folder) \
+        else backbone.load(folder, config)
     windows = windows_of(config.embedding, model.config.get_text_config().num_hidden_layers)
     embedder = Embedder(model, windows, tokens_per_batch=budget(model, config))
     able, found = (embedder.shares, getattr(embedder, "one_call", False)), []
@@ -109,9 +110,13 @@ def stored(config: Config, tokenizer: Any, length: int,
     outputs = tokenizer([record["output"] for record in pool], add_special_tokens=False,
                         verbose=False)["input_ids"]
     stream = cycle(chain.from_iterable(outputs))
+
+    def answer() -> Answer:
+        ids = list(islice(stream, length))
+        return Answer(tokenizer.decode(ids), ids)
+
     records = list(islice(cycle(pool), max(2, tokens // (length * num_answers))))
-    return records, [[Answer("", list(islice(stream, length))) for _ in range(num_answers)]
-                     for _ in records]
+    return records, [[answer() for _ in range(num_answers)] for _ in records]
 
 
 if __name__ == "__main__":

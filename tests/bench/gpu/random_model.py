@@ -5,7 +5,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from adg import distributed, models, weights
+from adg import distributed, models
 from adg.config import Config
 from adg.records import read_source
 from tests.bench.embed import LLAMA_8B
@@ -55,17 +55,20 @@ def make(folder: Path, shape: str) -> None:
 def folder_of(config: Config) -> Path:
     """The model's folder, be it without weights."""
     folder = Path(config.model.name_or_path)
-    return folder if _has_no_weights(folder) else models.local_folder(
+    return folder if is_random(folder) else models.local_folder(
         config.model.name_or_path, config.output_dir)
 
 
-def load(kind: Any, folder: Path, config: Config) -> Any:
-    """The model in a folder on the first GPU or the CPU, its weights drawn where it has none.
+def is_random(folder: Path) -> bool:
+    """Whether a folder describes a model and holds no weights of it."""
+    return (folder / "config.json").is_file() and not any(folder.glob("*.safetensors"))
+
+
+def draw(kind: Any, folder: Path, config: Config) -> Any:
+    """The model that a folder describes, with weights drawn on the first GPU or the CPU.
 
     `kind` is one of transformers' Auto classes.
     """
-    if not _has_no_weights(folder):
-        return weights.load_on_device(kind, folder, config.model.dtype, config)
     import torch
     from transformers import AutoConfig
 
@@ -73,7 +76,3 @@ def load(kind: Any, folder: Path, config: Config) -> Any:
     with torch.device(distributed.device()):
         return kind.from_config(AutoConfig.from_pretrained(folder),
                                 dtype=getattr(torch, config.model.dtype)).eval()
-
-
-def _has_no_weights(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not any(folder.glob("*.safetensors"))

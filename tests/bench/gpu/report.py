@@ -9,7 +9,8 @@ from adg import artifacts
 
 NOTES = """\
 A value is the median over the repeats in brackets; a ratio is that of its median to that of the row
-which `baseline` names (same measurement, same unit), both of this run.
+which `baseline` names (same measurement, same unit), both of this run. 1.00 without a name: it is
+the baseline.
 
 - MFU: the operations that the tokens need, a second and device, over the measured peak of the same
   run (the best of ten products of two square matrices in the model's dtype).
@@ -17,7 +18,8 @@ which `baseline` names (same measurement, same unit), both of this run.
     which one attends to the other; padding and masked pairs count nothing.
   - finetune: tokens x (6 x weights + 12 x layers x hidden size x tokens of a record); padding and
     what checkpointing repeats count nothing.
-- sample: one engine, its start left out. embed: one device, without tokenising.
+- sample: one engine, its start left out. embed: one device, without tokenising; tokens/s are those
+  that the model reads, a shared prompt once.
 - finetune: the plain loop is forward and backward of PyTorch on one device. The others are the
   stage by its command, and a speed is the median over the steps after the first two.
 - evaluate: the stage by its command; the seconds are all of it, the model's start included.
@@ -81,8 +83,8 @@ class Report:
         """The table, with what the run was and what the numbers mean."""
         facts = [f"- {name}: {value}" for name, value in self.about.items()]
         cells = [["what", "setting", "median", "ratio", "baseline", "unit"], ["---"] * 6]
-        cells += [[row["what"], row["setting"], _shown(row), _ratio(row), row["baseline"] or "",
-                   row["unit"]] for row in self.rows()]
+        cells += [[row["what"], row["setting"], _shown(row), *_ratio(row), row["unit"]]
+                  for row in self.rows()]
         table = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in cells]
         return "\n".join(["# Measurements on one node", "", *facts, "", *table, "", NOTES])
 
@@ -95,8 +97,11 @@ def _shown(row: dict[str, Any]) -> str:
     return f"{_number(row['median'])} ({len(row['values'])})"
 
 
-def _ratio(row: dict[str, Any]) -> str:
-    return f"{row['ratio']:.2f}" if row["ratio"] is not None else ""
+def _ratio(row: dict[str, Any]) -> tuple[str, str]:
+    """A row's ratio, and what it is to."""
+    if row["ratio"] is None:
+        return "", ""
+    return f"{row['ratio']:.2f}", "" if row["baseline"] == row["setting"] else row["baseline"]
 
 
 def _number(value: float) -> str:

@@ -21,8 +21,8 @@ from tests.bench.gpu.bench import Bench, serve
 from tests.bench.gpu.plan import Part
 from tests.bench.gpu.report import Reading
 
-BARE = "LLM.generate, vLLM as it comes, no seeds"
-SEEDED = "LLM.generate, vLLM as it comes, seeds"
+BARE = "LLM.generate, engine in a process of its own, no seeds"  # as vLLM has it by itself
+SEEDED = "LLM.generate, engine in a process of its own, seeds"
 _CHECKED = 64  # records that are sampled for the check, at most
 _WARM_UP = 4  # records
 _ENGINE = ("vllm", "transformers", "weights", "engine")
@@ -83,21 +83,12 @@ def check_readings(bench: Bench) -> Iterator[Reading]:
 
 def bare(config: Config) -> dict[str, dict[str, float]]:
     """vLLM's own generate over all prompts at once, without and with the stage's seeds."""
-    from generation.sample_answers import Draft
-
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     sampler, prompter, records, _ = start(config)
-    requests = list(Draft(0, records, Path("none"), prompter, config).requests.values())
-    prompts = [{"prompt_token_ids": request.prompt} for request in requests]
-    found = {}
+    requests, found = requests_of(records, prompter, config), {}
     for setting in (BARE, SEEDED):
-        parameters = [sampler.parameters(request) for request in requests]
-        if setting == BARE:
-            for own in parameters:
-                own.seed = None
-        sampler.llm.reset_prefix_cache()
         began = time.perf_counter()
-        outputs = sampler.llm.generate(prompts, parameters, use_tqdm=False)
+        outputs = generate(sampler, requests, seeds=setting == SEEDED)
         seconds = time.perf_counter() - began
         found[setting] = {"seconds": seconds, "records": len(records), "tokens": sum(
             len(drawn.token_ids) - (drawn.finish_reason == "stop")
@@ -105,11 +96,30 @@ def bare(config: Config) -> dict[str, dict[str, float]]:
     return found
 
 
+def requests_of(records: list[dict], prompter: Prompter, config: Config) -> list[Any]:
+    """What the stage asks for, for all records at once."""
+    from generation.sample_answers import Draft
+
+    return list(Draft(0, records, Path("none"), prompter, config).requests.values())
+
+
+def generate(sampler: Any, requests: list[Any], *, seeds: bool) -> list[Any]:
+    """vLLM's own generate, which finds no prompt computed; with the stage's parameters."""
+    parameters = [sampler.parameters(request) for request in requests]
+    if not seeds:
+        for own in parameters:
+            own.seed = None
+    sampler.llm.reset_prefix_cache()
+    return sampler.llm.generate([{"prompt_token_ids": request.prompt} for request in requests],
+                                parameters, use_tqdm=False)
+
+
 def stage(config: Config) -> dict[str, float]:
     """The stage's loop: prompts, answers and their files, chunk by chunk."""
     from generation.sample_answers import Draft, draw, write_vectors
 
     sampler, prompter, records, width = start(config)
+    sampler.llm.reset_prefix_cache()
     began, tokens = time.perf_counter(), 0
     with tempfile.TemporaryDirectory(dir=Path(config.output_dir).parent) as target:
         drafts = (Draft(i, records[rows.start: rows.stop],
@@ -128,7 +138,6 @@ def stage(config: Config) -> dict[str, float]:
 
 def start(config: Config) -> tuple[Any, Prompter, list[dict], int]:
     """(a sampler that has drawn something, prompts, records, the model's hidden width)."""
-    from generation.sample_answers import Draft, draw
     from generation.samplers import VllmSampler
 
     distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
@@ -138,9 +147,9 @@ def start(config: Config) -> tuple[Any, Prompter, list[dict], int]:
         folder, trust_remote_code=trust), config.generation)
     records = list(Pool(Path(config.output_dir)))
     sampler = VllmSampler(folder, config)
-    for _ in draw(iter([Draft(0, records[:_WARM_UP], Path("none"), prompter, config)]), sampler):
-        pass
-    sampler.llm.reset_prefix_cache()
+    generate(sampler, requests_of(records[:_WARM_UP], prompter, config), seeds=True)
+    if config.embedding.source == "sampling":
+        sampler.llm.collective_rpc("forget_answers")
     return sampler, prompter, records, models.describe(folder, trust_remote_code=trust).hidden_size
 
 

@@ -9,10 +9,11 @@ from adg.config import Config, load_config, to_yaml
 from tests.bench.gpu import command, random_model
 from tests.bench.gpu.bench import ROOT
 
-_OVERRIDES = ("pool.decontaminate=off", "generation.sampler=vllm", "selection.method=random",
-              "selection.name=bench", "selection.measure=null", "selection.window=null",
-              "selection.num_answers=null", "selection.budget=1", "train.name=bench",
-              "train.subset=top", "train.model_name_or_path=null", "eval.name=base")
+_OVERRIDES = ("chunk_size=500", "pool.decontaminate=off", "generation.sampler=vllm",
+              "selection.method=random", "selection.name=bench", "selection.measure=null",
+              "selection.window=null", "selection.num_answers=null", "selection.budget=1",
+              "train.name=bench", "train.subset=top", "train.model_name_or_path=null",
+              "eval.name=base")
 
 
 def read_config(source: Path | None, overrides: list[str], folder: Path) -> Config:

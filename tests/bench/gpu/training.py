@@ -1,6 +1,7 @@
 """Fine-tuning: the stage under ZeRO-2 and ZeRO-3 against a plain loop of PyTorch, speed and memory.
 """
 
+import random
 import re
 import statistics
 import time
@@ -10,7 +11,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, models
+from adg import artifacts, models, weights
 from adg.batching import within_memory
 from adg.config import Config
 from adg.prompts import Prompter
@@ -106,7 +107,6 @@ def plain(config: Config, *, per_device: list[int],
     import torch
     from transformers import AutoModelForCausalLM
 
-    from train.callbacks import Speed
     from train.data import encode
 
     folder = random_model.folder_of(config)
@@ -115,43 +115,51 @@ def plain(config: Config, *, per_device: list[int],
     encoded = (encode(record, prompter, tokenizer, config.train.max_length)[0]
                for record in Pool(Path(config.output_dir)))
     examples = [example for example in encoded if example is not None]
-    model = random_model.load(AutoModelForCausalLM, folder, config).train()
+    model = (random_model.draw(AutoModelForCausalLM, folder, config)
+             if random_model.is_random(folder) else weights.load_on_device(
+                 AutoModelForCausalLM, folder, config.model.dtype, config)).train()
     model.config.use_cache = False
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    operations = Speed(sum(weight.numel() for weight in model.parameters()),
-                       model.config.get_text_config(),
-                       sum(len(example["input_ids"]) for example in examples) / len(examples))
     found = []
     for number in per_device:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        batches = cycle(examples)
-        speeds = [within_memory(lambda: step(model, list(islice(batches, number))))  # noqa: B023
-                  for _ in range(steps + _WARM_UP)][_WARM_UP:]
+        batches = alike(examples, number, steps + _WARM_UP)
+        speeds = [within_memory(partial(step, model, batch)) for batch in batches][_WARM_UP:]
         if None in speeds:
             found.append((number, None))
             continue
-        speed = statistics.median(speeds)
         found.append((number, {
-            "tokens_per_second": speed, "flops_per_second": speed * operations.flops_per_token,
+            "tokens_per_second": statistics.median(own[0] for own in speeds),
+            "flops_per_second": statistics.median(own[1] for own in speeds),
             "memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0}))
     return found
 
 
-def step(model: Any, examples: list[dict]) -> float:
-    """Tokens/s of one forward and backward pass, padding not counted."""
+def alike(examples: list[dict], size: int, number: int) -> list[list[dict]]:
+    """So many batches of records of like length, in a random order."""
+    drawn = sorted(islice(cycle(examples), size * number), key=lambda own: len(own["input_ids"]))
+    batches = [drawn[first: first + size] for first in range(0, len(drawn), size)]
+    random.Random(0).shuffle(batches)
+    return batches
+
+
+def step(model: Any, examples: list[dict]) -> tuple[float, float]:
+    """(tokens/s, FLOP/s) of one forward and backward pass, padding not counted."""
     from train.data import collate
 
     batch = {name: tensor.to(model.device) for name, tensor in collate(examples).items()}
-    tokens = int(batch["attention_mask"].sum())
+    tokens, described = int(batch["attention_mask"].sum()), model.config.get_text_config()
     synchronise()
     start = time.perf_counter()
     model(**batch).loss.backward()
     synchronise()
     seconds = time.perf_counter() - start
     model.zero_grad(set_to_none=True)
-    return tokens / seconds
+    flops = 6 * sum(weight.numel() for weight in model.parameters()) + (
+        12 * described.num_hidden_layers * described.hidden_size * tokens / len(examples))
+    return tokens / seconds, tokens * flops / seconds
 
 
 if __name__ == "__main__":
