@@ -270,11 +270,12 @@ def useful_flops(row: Row, model: Any) -> float:
     return 2 * weights * (prompt + sum(texts)) + 4 * pairs * width * len(stack)
 
 
-def matmul_peak(model: Any) -> float:
-    """FLOP/s of a 4,096 x 4,096 product on the model's device in its dtype: the best of 10."""
+def matmul_peak(model: Any, size: int = 4096) -> float:
+    """FLOP/s of a product of two square matrices on the model's device in its dtype: the best of
+    10."""
     import torch
 
-    a, b = (torch.randn(4096, 4096, device=model.device, dtype=model.dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=model.device, dtype=model.dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
         synchronise()
@@ -282,7 +283,7 @@ def matmul_peak(model: Any) -> float:
         a @ b
         synchronise()
         best = min(best, time.perf_counter() - start)
-    return 2 * 4096**3 / best
+    return 2 * size**3 / best
 
 
 if __name__ == "__main__":
