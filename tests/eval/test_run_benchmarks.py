@@ -27,8 +27,22 @@ def test_programs_run_apart_and_within_limits():
     assert not harness.passes("assert 1 + 1 == 3")
     assert not harness.passes("x = bytearray(8 << 30)")
     assert not harness.passes("import os; assert os.environ.get('PATH')")
-    assert harness.pass_at_1(["assert f() == 1"], [["def f():\n    return 1"]]) == 1.0
-    assert harness.pass_at_1("assert f() == 1", ["def f():\n    return 2"]) == 0.0
+    assert harness.passes("import os; assert dict(os.environ, LC_CTYPE='') == {'LC_CTYPE': '', "
+                          "'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}")
+    assert harness.pass_at_1(["assert f() == 1"], [["def f():\n    return 1"]]).result() == 1.0
+    assert harness.pass_at_1("assert f() == 1", ["def f():\n    return 2"]).result() == 0.0
+
+
+def test_programs_run_side_by_side_and_their_verdicts_stay_in_place(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(harness.os, "sched_getaffinity", lambda process: {0, 1})
+    harness._workers.cache_clear()
+    os.mkfifo(tmp_path / "pipe")  # to open either end waits for the other
+    programs = [f"assert open({str(tmp_path / 'pipe')!r}).read() == 'x'", "assert False",
+                f"with open({str(tmp_path / 'pipe')!r}, 'w') as file: file.write('x')"]
+    verdicts = [harness.pass_at_1("", [program]) for program in programs]
+    assert harness.plain(verdicts) == [1.0, 0.0, 1.0]
+    assert harness._solved(verdicts) == pytest.approx(2 / 3)
+    harness._workers.cache_clear()
 
 
 def test_a_program_that_does_not_end_is_ended_with_all_it_started(monkeypatch, tmp_path: Path):
