@@ -46,8 +46,8 @@ class ModelConfig:
                                     "Face folder or a GGUF file")
     dtype: str = key("bfloat16", "weights in every stage: bfloat16, float16 or float32")
     trust_remote_code: bool = key(False, "run Python code that comes with the model")
-    tensor_parallel_size: int = key(1, "sample: GPUs that one engine spreads the model over",
-                                    tuning=True)
+    tensor_parallel_size: int = key(1, "sample, and evaluate with vllm: GPUs that one engine "
+                                       "spreads the model over", tuning=True)
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, DTYPES)

@@ -17,7 +17,7 @@ class Table(NamedTuple):
 def _padded(table: Table) -> list[list[str]]:
     """Titles and lines with every column as wide as its widest cell, numbers to the right."""
     lines = [table.titles, *table.lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]  # a rule is ---
     labels = len(table.titles) - table.numbers
     return [[cell.ljust(width) if column < labels else cell.rjust(width)
              for column, (cell, width) in enumerate(zip(line, widths, strict=True))]

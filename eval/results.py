@@ -31,8 +31,8 @@ _NOT_COMPARED = frozenset((
     "selection.zip.source", "embedding.recipe", "embedding.layers", "embedding.windows",
     "embedding.source", "embedding.keep_answer_embeddings", "generation.num_answers",
     "generation.keep_token_ids", "generation.batch_invariant", "train.subset",
-    "train.model_name_or_path", "train.deepspeed", "eval.limit", "pool.schema", "pool.fields",
-    "pool.split", "pool.revision", "pool.max_rejected"))
+    "train.model_name_or_path", "train.deepspeed", "eval.limit", "eval.backend", "pool.schema",
+    "pool.fields", "pool.split", "pool.revision", "pool.max_rejected"))
 # Inputs that the seeds of one cell share: models, and the pool, which prepare need not have made
 _SOURCES = frozenset(("pool.jsonl", *OUTSIDE)) - {"train.deepspeed", "eval.data_dir"}
 
@@ -224,6 +224,8 @@ def paper_settings() -> dict[str, Any]:
 def _differences(behind: list[dict[str, Any]], recipe: dict[str, Any]) -> tuple[str, ...]:
     """Settings that are not the recipe's, in words: "train.epochs 1 (5)"."""
     found = {key: value for own in behind for key, value in own.items()}
+    if "generation.top_p" in found:
+        found.setdefault("generation.top_k", None)  # answers drawn before there was that key
     return tuple(f"{key} {_shown(value)} ({_shown(recipe[key])})" for key, value in found.items()
                  if key in recipe and key not in _NOT_COMPARED and value != recipe[key])
 

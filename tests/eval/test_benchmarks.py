@@ -150,9 +150,12 @@ def test_other_settings_than_the_papers_are_said_and_have_no_difference(tmp_path
     assert own[0].endswith("train.epochs 1 (5).")
     path = tmp_path / "paper/provenance/sample.json"
     artifacts.write_json(path, json.loads(path.read_text()) | {
-        "parameters": {"generation.num_answers": 5, "seed": 1, "generation.temperature": 0.7}})
+        "parameters": {"generation.num_answers": 5, "seed": 1, "generation.temperature": 0.7,
+                       "generation.top_p": 0.9}})  # and no top-k yet
+    artifacts.write_json(tmp_path / "paper/provenance/evaluate-adg-top.json", {
+        "stage": "evaluate adg-top", "parameters": {"eval.backend": "hf"}})  # the same numbers
     rows, notes = tables.collect([tmp_path / "paper"])
-    assert rows[0].differs == ("generation.temperature 0.7 (1.4)",)
+    assert rows[0].differs == ("generation.temperature 0.7 (1.4)", "generation.top_k null (50)")
 
 
 def test_models_go_by_their_names_whatever_the_revision_or_cache(tmp_path: Path):
