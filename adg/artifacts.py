@@ -5,6 +5,7 @@ old file or the new one. Line i over the files of every JSONL belongs to line i 
 """
 
 import contextlib
+import errno
 import json
 import os
 from array import array
@@ -69,10 +70,13 @@ def flush_tree(folder: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk."""
+    """Have a file, or the names in a folder, on disk; some FUSE file systems flush no folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -155,6 +159,12 @@ def chunk_bounds(num_rows: int, chunk_size: int) -> list[range]:
     """The rows of each chunk: [0, chunk_size), [chunk_size, 2 chunk_size), ... up to num_rows."""
     return [range(start, min(start + chunk_size, num_rows))
             for start in range(0, num_rows, chunk_size)]
+
+
+def chunk_size_for(num_rows: int) -> int:
+    """Records of a chunk where the configuration is silent: 500 for each million records or part
+    of one, so that a folder has at most 2,000 files."""
+    return 500 * max(1, -(-num_rows // 1_000_000))
 
 
 def chunk_name(index: int, suffix: str) -> str:

@@ -32,6 +32,7 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any]) -> 
         threshold=config.selection.superfiltering.threshold,
         k=config.selection.num_answers or generation.num_answers,
         temperature=generation.temperature, top_p=generation.top_p,
+        top_k=f"top-k {generation.top_k}, " if generation.top_k else "",
         tokens=generation.max_new_tokens, d=1 - weight, i=weight,
         bins=config.clustering.num_bins, recipe=config.selection.recipe)
     body = [f"# {config.selection.name}: {sizes['top']:,} of the records of "

@@ -19,7 +19,16 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from adg.errors import InputError
-from adg.keys import DTYPES, NAME_RULE, is_name, key, one_of, positive_or_none, require
+from adg.keys import (
+    DTYPES,
+    NAME_RULE,
+    dtype_or_none,
+    is_name,
+    key,
+    one_of,
+    positive_or_none,
+    require,
+)
 from adg.selection_config import SelectionConfig
 
 PROMPTS = ("alpaca", "alpaca_no_input", "chat", "plain", "file")
@@ -37,8 +46,8 @@ class ModelConfig:
                                     "Face folder or a GGUF file")
     dtype: str = key("bfloat16", "weights in every stage: bfloat16, float16 or float32")
     trust_remote_code: bool = key(False, "run Python code that comes with the model")
-    tensor_parallel_size: int = key(1, "sample: GPUs that one engine spreads the model over",
-                                    tuning=True)
+    tensor_parallel_size: int = key(1, "sample, and evaluate with vllm: GPUs that one engine "
+                                       "spreads the model over", tuning=True)
 
     def __post_init__(self) -> None:
         one_of("model.dtype", self.dtype, DTYPES)
@@ -97,6 +106,8 @@ class GenerationConfig:
                                        "answers) or cut_input (the end of its input is cut)")
     num_answers: int = key(5, "answers per instruction (K)")
     temperature: float = key(1.4, "sampling temperature")
+    top_k: int | None = key(50, "only the so many likeliest tokens are drawn from, before top_p; "
+                                 "null: all")
     top_p: float = key(0.9, "nucleus sampling: share of probability that is kept")
     max_new_tokens: int = key(256, "tokens per answer at most")
     min_new_tokens: int = key(1, "tokens per answer at least; an answer without one has no vector")
@@ -109,6 +120,11 @@ class GenerationConfig:
     prefix_caching: bool = key(True, "vLLM: compute what prompts share once", tuning=True)
     keep_token_ids: bool = key(False, "also write each answer's token ids; embedding then reads "
                                        "them, and not what its text tokenises to")
+    strip_answers: bool = key(False, "store answers without white space at both ends")
+    dtype: str | None = key(None, "weights while sampling: bfloat16, float16 or float32; null: "
+                                   "model.dtype")
+    engine_process: bool = key(False, "vLLM's engine runs in a process of its own, beside the one "
+                                       "that prepares prompts and reads answers", tuning=True)
     batch_invariant: bool = key(False, "vLLM on GPUs: kernels whose results do not depend on the "
                                         "batch (VLLM_BATCH_INVARIANT); slower")
 
@@ -117,8 +133,10 @@ class GenerationConfig:
         one_of("generation.prompt", self.prompt, PROMPTS)
         positive_or_none("generation.max_prompt_tokens", self.max_prompt_tokens)
         one_of("generation.long_prompts", self.long_prompts, ("reject", "cut_input"))
+        dtype_or_none("generation.dtype", self.dtype)
         require(self.num_answers >= 2, "generation.num_answers", self.num_answers, "2 or more")
         require(self.temperature > 0, "generation.temperature", self.temperature, "above 0")
+        positive_or_none("generation.top_k", self.top_k)
         require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "above 0 and at most 1")
         low, high = self.min_new_tokens, self.max_new_tokens
         require(high >= 1, "generation.max_new_tokens", high, "1 or more")
@@ -156,6 +174,8 @@ class EmbeddingConfig:
                                               "16384 on a GPU, 1024 on a processor", tuning=True)
     share_prompts: bool = key(True, "recipe paper: read a prompt once for its K answers, where "
                                      "that is less work", tuning=True)
+    dtype: str | None = key(None, "weights while embedding: bfloat16, float16 or float32; null: "
+                                   "model.dtype")
     gpus_per_model: int = key(1, "GPUs that one rank spreads the model over", tuning=True)
     keep_answer_embeddings: bool = key(False, "also write answer vectors (K x H floats a record)")
 
@@ -175,6 +195,7 @@ class EmbeddingConfig:
                 "0 or more")
         if self.source == "sampling":
             self._check_sampling()
+        dtype_or_none("embedding.dtype", self.dtype)
         positive_or_none("embedding.tokens_per_batch", self.tokens_per_batch)
         for name in ("max_length", "instruction_max_length", "gpus_per_model"):
             value = getattr(self, name)
@@ -197,6 +218,9 @@ class ClusteringConfig:
     max_batch_share: float = key(1.0, "share of the pool that a mini-batch holds at most")
     num_init: int = key(3, "starts of k-means, of which the best is kept")
     max_iter: int = key(100, "passes over the pool at most")
+    scratch_dir: str | None = key(None, "folder for the copy of the vectors that k-means reads (N "
+                                         "x H x 4 bytes); null: $TMPDIR where that is on a disk "
+                                         "with room, else output_dir", tuning=True)
 
     def __post_init__(self) -> None:
         for name in ("num_bins", "batch_size", "num_init", "max_iter"):
@@ -286,7 +310,8 @@ class EvalConfig:
 class Config:
     output_dir: str = key(MISSING, "the run folder: one pool and one backbone")
     seed: int = key(42, "of sampling, k-means and training")
-    chunk_size: int = key(500, "records per file and unit of work in answers/ and the vectors")
+    chunk_size: int | None = key(None, "records per file and unit of work in answers/ and the "
+                                 "vectors; null: 500, more for a pool of millions")
     stall_timeout: int = key(3600, "seconds without progress after which a rank of sample, embed, "
                              "measure, finetune or evaluate ends itself; 0: never", tuning=True)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -298,12 +323,20 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
+    def sampling_dtype(self) -> str:
+        """What the backbone's weights are in while it answers."""
+        return self.generation.dtype or self.model.dtype
+
+    def embedding_dtype(self) -> str:
+        """What the backbone's weights are in while texts become vectors."""
+        return self.embedding.dtype or self.model.dtype
+
     def compares_with_benchmarks(self) -> bool:
         """Whether prepare compares the pool with benchmarks that are at hand."""
         return self.pool.decontaminate != "off" and self.eval.data_dir is not None
 
     def __post_init__(self) -> None:
-        require(self.chunk_size >= 1, "chunk_size", self.chunk_size, "1 or more")
+        positive_or_none("chunk_size", self.chunk_size)
         require(self.stall_timeout >= 0, "stall_timeout", self.stall_timeout, "0 or more")
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to below 2**32")
         require(bool(self.output_dir.strip()), "output_dir", self.output_dir, "a folder's name")
@@ -316,6 +349,9 @@ class Config:
             require(not self.generation.batch_invariant, "generation.batch_invariant", True,
                     "false with generation.sampler transformers")
         if self.embedding.source == "sampling":
+            drawn, embedded = self.sampling_dtype(), self.embedding_dtype()
+            require(drawn == embedded, "embedding.dtype", embedded, f"{drawn} with "
+                    "embedding.source sampling, as answers are drawn in it")
             least = self.generation.max_model_len
             require(self.embedding.max_length >= least, "embedding.max_length",
                     self.embedding.max_length, f"at least generation.max_model_len ({least}) with "

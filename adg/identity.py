@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +14,7 @@ from adg.errors import InputError
 from adg.stages import model_key, model_of
 
 _BLOCK = 1 << 20  # bytes that are read at once
+_THREADS = 16  # files that are hashed at once, at most: hashlib gives up the GIL
 _PATHS = ("pool.path", "train.deepspeed", "eval.data_dir")  # inputs that go by their keys
 
 
@@ -27,17 +29,22 @@ class HashCache:
 
     def file(self, path: Path) -> str:
         """The SHA-256 of a file, in hex."""
-        status = path.stat()
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        known = self._known.get(str(path))
-        if known is None or known[:3] != stamp:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if known is not None and known[3] != digest:
-                self.edited.add(path)
-            known = self._known[str(path)] = [*stamp, digest]
+        return self.files([path])[0]
+
+    def files(self, paths: Iterable[Path]) -> list[str]:
+        """The SHA-256 of each file, in hex; new and changed ones are read several at a time."""
+        stamps = {path: _stamp(path) for path in paths}
+        new = [path for path, stamp in stamps.items()
+               if self._known.get(str(path), [])[:3] != stamp]
+        if new:
+            with ThreadPoolExecutor(min(_THREADS, len(new))) as threads:
+                for path, digest in zip(new, threads.map(_sha256, new), strict=True):
+                    known = self._known.get(str(path))
+                    if known is not None and known[3] != digest:
+                        self.edited.add(path)
+                    self._known[str(path)] = [*stamps[path], digest]
             self._changed = True
-        return known[3]
+        return [self._known[str(path)][3] for path in stamps]
 
     def known(self) -> dict[str, str]:
         """{path: SHA-256} as remembered, whatever the files are now."""
@@ -45,7 +52,9 @@ class HashCache:
 
     def tree(self, root: Path, files: Iterable[Path]) -> str:
         """One hash over the names below `root` and the contents of `files`."""
-        lines = [f"{path.relative_to(root)} {self.file(path)}\n" for path in sorted(files)]
+        paths = sorted(files)
+        lines = [f"{path.relative_to(root)} {digest}\n"
+                 for path, digest in zip(paths, self.files(paths), strict=True)]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def save(self) -> None:
@@ -53,6 +62,17 @@ class HashCache:
         if self._changed:
             artifacts.write_json(self._path, self._known)
             self._changed = False
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes with a file's content."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_cache(path: Path) -> dict[str, list]:

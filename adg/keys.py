@@ -35,6 +35,11 @@ def positive_or_none(key: str, value: int | None) -> None:
     require(value is None or value >= 1, key, value, "null or 1 or more")
 
 
+def dtype_or_none(key: str, value: str | None) -> None:
+    """InputError where a value is neither null nor a type of weights."""
+    require(value is None or value in DTYPES, key, value, "null or " + " or ".join(DTYPES))
+
+
 def is_name(value: str) -> bool:
     """Whether a value can name a folder of the run (NAME_RULE)."""
     return _NAME.fullmatch(value) is not None

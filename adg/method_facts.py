@@ -64,9 +64,10 @@ FACTS = {
     "adg": MethodFacts(
         "ADG",
         "Chosen by answer divergence (ADG): the backbone answered each instruction {k} times "
-        "(temperature {temperature:g}, top-p {top_p:g}, at most {tokens} tokens); dispersion D "
-        "and anisotropy I of the answers' hidden states make the score s = {d:g} D + {i:g} I, "
-        "and each of {bins} semantic bins gives in proportion to its size (recipe {recipe}).",
+        "(temperature {temperature:g}, {top_k}top-p {top_p:g}, at most {tokens} tokens); "
+        "dispersion D and anisotropy I of the answers' hidden states make the score "
+        "s = {d:g} D + {i:g} I, and each of {bins} semantic bins gives in proportion to its size "
+        "(recipe {recipe}).",
         keys=("selection.window", "selection.recipe", "selection.num_answers",
               "selection.anisotropy_weight"),
         inputs=("bins.npy", "answer_grams/"), optional_inputs=("answers/",),
@@ -79,8 +80,8 @@ FACTS = {
         "The records of the highest instruction-following difficulty (IFD) of at most 1: the loss "
         "of the output after the instruction, divided by its loss alone, both of {model}.",
         keys=("selection.ifd.recipe",), inputs=(_MEASURED,),
-        measure_keys=("model.dtype", "model.trust_remote_code", "selection.ifd.prompt",
-                      "selection.ifd.max_length", "selection.ifd.recipe"),
+        measure_keys=("model.dtype", "model.trust_remote_code", "selection.ifd.dtype",
+                      "selection.ifd.prompt", "selection.ifd.max_length", "selection.ifd.recipe"),
         measure_inputs=("measure.model",),
         models={"measure.model": "selection.ifd.model_name_or_path"},
     ),
@@ -93,8 +94,8 @@ FACTS = {
             "clusters", "per_cluster", "low_percentile", "high_percentile", "num_init",
             "random_state")),
         inputs=(_MEASURED,),
-        measure_keys=("model.dtype", "model.trust_remote_code", "selection.pre_experience.prompt",
-                      "selection.pre_experience.max_length"),
+        measure_keys=("model.dtype", "model.trust_remote_code", "selection.pre_experience.dtype",
+                      "selection.pre_experience.prompt", "selection.pre_experience.max_length"),
         measure_inputs=("measure.model",),
         models={"measure.model": "selection.pre_experience.model_name_or_path"},
         heeds_budget=False,

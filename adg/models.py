@@ -1,7 +1,7 @@
 """From `model.name_or_path` to a local Hugging Face folder, its identity and its tokenizer."""
 
 import contextlib
-import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts
+from adg import artifacts, lock
 from adg.errors import InputError
 
 _BLOCK = 1 << 16  # bytes of one sample of a weight file
 _BLOCKS = 64  # samples of a weight file that enter its identity
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_SMALL = (".json", ".jinja", ".model", ".txt", ".py")  # files that enter it whole
 _WEIGHTS = (".safetensors", ".gguf", ".bin")
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template",
               "spiece", "sentencepiece")
@@ -72,14 +73,10 @@ def _check_description(path: Path, key: str) -> None:
 
 
 def _from_hub(name: str, key: str) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
-    owner_and_name, _, revision = name.partition("@")
     try:
-        folder = Path(snapshot_download(owner_and_name, revision=revision or None,
-                                        allow_patterns=patterns))
+        folder = _snapshot(name)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise InputError(f"{key}: {name} is no local folder, and the hub did not give "
                          f"it: {str(error).splitlines()[0]}") from None
@@ -88,6 +85,18 @@ def _from_hub(name: str, key: str) -> Path:
                          f"else is fetched: where you trust it, `hf download {name} --local-dir "
                          f"DIR`, and give DIR/pytorch_model.bin")
     return folder
+
+
+@functools.cache
+def _snapshot(name: str) -> Path:
+    """The folder of a hub model, asked for once by each process: a branch's name costs a request
+    each time, and the commit that it stands for may change."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+    owner_and_name, _, revision = name.partition("@")
+    return Path(snapshot_download(owner_and_name, revision=revision or None,
+                                  allow_patterns=patterns))
 
 
 def identity(name_or_path: str, key: str = "model.name_or_path") -> dict[str, str]:
@@ -113,11 +122,19 @@ def identity(name_or_path: str, key: str = "model.name_or_path") -> dict[str, st
 
 
 def _digest(files: list[Path]) -> str:
+    stats = [(path, path.stat()) for path in files if path.suffix in (*_SMALL, *_WEIGHTS)]
+    return _digest_of(tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+                            for path, stat in stats))
+
+
+@functools.cache
+def _digest_of(stamped: tuple[tuple[Path, int, int, int], ...]) -> str:
+    """The hash over files, read once as long as their sizes and times stay."""
     digest = hashlib.sha256()
-    for path in files:
-        if path.suffix in (".json", ".jinja", ".model", ".txt", ".py"):
+    for path, *_ in stamped:
+        if path.suffix in _SMALL:
             digest.update(f"{path.name}\n".encode() + path.read_bytes())
-        elif path.suffix in _WEIGHTS:
+        else:
             digest.update(f"{path.name}\n".encode())
             _update_with_samples(digest, path)
     return digest.hexdigest()
@@ -144,8 +161,7 @@ def local_folder(name_or_path: str, output_dir: str) -> Path:
     folder = (Path(output_dir).parent / "models"
               / f"{source.stem}-{identity(name_or_path)['sha256'][:8]}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:  # one rank works, others wait
-        fcntl.lockf(lock, fcntl.LOCK_EX)
+    with folder.with_name(f".{folder.name}.lock").open("wb") as file, lock.held(file):
         if not folder.is_dir():
             _dequantise(source, folder)
     return folder

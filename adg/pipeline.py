@@ -197,7 +197,9 @@ def ranks_for(name: str, config: Config, ranks: int) -> int:
     """The ranks of one stage: fewer where each takes several GPUs, unless NPROC says how many."""
     gpus = {"sample": config.model.tensor_parallel_size,
             "embed": config.embedding.gpus_per_model,
-            "measure": config.embedding.gpus_per_model}.get(name, 1)
+            "measure": config.embedding.gpus_per_model,
+            "evaluate": config.model.tensor_parallel_size if config.eval.backend == "vllm" else 1,
+            }.get(name, 1)
     return ranks if "NPROC" in os.environ else max(1, ranks // gpus)
 
 

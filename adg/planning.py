@@ -25,15 +25,20 @@ def show(run: StageRun, work: dict[str, str], *, records: int, disk: int,
         lines["chunks"] = (f"{len(missing):,} of {len(chunks):,} to do; this rank, of "
                            f"{world_size()}, has {len(my_share(missing)):,}"
                            + (f" of at most {most:,} records" if most else ""))
-    free = shutil.disk_usage(_there(run.folder)).free
-    lines["disk"] = (f"{size(disk)} at most, {size(free)} free"
-                     + (": NOT ENOUGH" if disk > free else ""))
+    lines["disk"] = space(disk, run.folder)
     lines["time"] = _time(run, records) or by_arithmetic or (
         "unknown: this run folder holds no speed of this stage yet")
     say(f"[{run.label}] dry run, nothing is written:")
     width = max(8, *map(len, lines)) + 2
     for name, text in lines.items():
         say(f"  {name:<{width}}{text}")
+
+
+def space(needed: int, folder: Path) -> str:
+    """How many bytes a folder is to take at most, and how many it has room for."""
+    free = shutil.disk_usage(_there(folder)).free
+    return (f"{size(needed)} at most, {size(free)} free"
+            + (": NOT ENOUGH" if needed > free else ""))
 
 
 def _there(folder: Path) -> Path:
@@ -84,5 +89,5 @@ def _chunk_speed(run: StageRun) -> tuple[float, str] | None:
     times = sorted(path.stat().st_mtime for path in (run.folder / run.outputs[-1]).glob("[0-9]*"))
     if len(times) < 2 or times[-1] == times[0]:
         return None
-    speed = (len(times) - 1) * run.config.chunk_size / (times[-1] - times[0])
+    speed = (len(times) - 1) * run.chunk_size / (times[-1] - times[0])
     return speed, f"from {len(times)} chunks that are there"

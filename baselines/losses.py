@@ -27,7 +27,8 @@ class Pair(NamedTuple):
 def load_ifd(config: Config) -> "LossMeasurer":
     """The measurer of method ifd."""
     settings = config.selection.ifd
-    model = load_model(config, config.model.dtype, settings.max_length, "selection.ifd.max_length")
+    model = load_model(config, settings.dtype or config.model.dtype, settings.max_length,
+                       "selection.ifd.max_length")
     return LossMeasurer(model, lambda records: ifd_pairs(
         records, model, prompt=settings.prompt, limit=settings.max_length, recipe=settings.recipe))
 
@@ -45,7 +46,7 @@ def load_superfiltering(config: Config) -> "LossMeasurer":
 def load_pre_experience(config: Config) -> "PromptMeasurer":
     """The measurer of method pre_experience."""
     settings = config.selection.pre_experience
-    model = load_model(config, config.model.dtype, settings.max_length,
+    model = load_model(config, settings.dtype or config.model.dtype, settings.max_length,
                        "selection.pre_experience.max_length", vectors=True)
     return PromptMeasurer(model, settings.prompt, settings.max_length)
 

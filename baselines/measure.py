@@ -66,7 +66,7 @@ def main() -> None:
         return
     pool = Pool(run.folder)
     folder = measures.folder_of(run.folder, config)
-    chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
+    chunks = artifacts.chunk_bounds(len(pool), run.chunk_size)
 
     def missing() -> list[int]:
         return [i for i in range(len(chunks)) if rows_there(folder, i) < len(chunks[i])]
@@ -75,13 +75,14 @@ def main() -> None:
         plan(run, len(pool), chunks, list(range(len(chunks))) if command.overwrite else missing())
         return
     run.start()
-    to_do = missing()
+    to_do = distributed.agreed("chunks to do", missing)
     mine = distributed.my_share(to_do)
     if mine:
         measure(run, pool, {i: chunks[i] for i in mine})
-    if not missing():
+    if run.done_by_all(missing):
         counts = found_at(FINISHERS[method])(folder, config) if method in FINISHERS else {}
         run.finish(records=sum(len(chunks[i]) for i in to_do), **counts)
+    distributed.barrier("finished")
 
 
 def measure(run: provenance.StageRun, pool: Pool, chunks: dict[int, range]) -> None:

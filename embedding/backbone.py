@@ -21,14 +21,14 @@ def check(folder: Path, config: Config) -> None:
     from transformers import AutoModel
 
     windows_of(config.embedding, describe(folder, config).num_hidden_layers)
-    weights.check_room(AutoModel, folder, config.model.dtype, config)
+    weights.check_room(AutoModel, folder, config.embedding_dtype(), config)
 
 
 def load(folder: Path, config: Config) -> Any:
     """The model in evaluation mode; over several GPUs with embedding.gpus_per_model."""
     from transformers import AutoModel
 
-    return weights.load(AutoModel, folder, config.model.dtype, config)
+    return weights.load(AutoModel, folder, config.embedding_dtype(), config)
 
 
 def load_encoder(folder: Path, config: Config) -> Encoder:

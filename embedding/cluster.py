@@ -7,13 +7,17 @@ Writes  bins.npy                          int32 [N]
     python -m embedding.cluster configs/demo.yaml
 """
 
+import contextlib
+import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from adg import arrays, artifacts, planning, provenance
+from adg import arrays, planning, provenance
 from adg.checks import check_bins
 from adg.command import parse_command
 from adg.config import Config
@@ -22,6 +26,7 @@ from adg.errors import InputError
 from adg.records import Pool
 
 _BLOCK = 4096  # vectors that are copied at once
+_LARGE = 1 << 30  # bytes of a scratch file whose place is said
 
 
 def main() -> None:
@@ -32,12 +37,19 @@ def main() -> None:
         return
     num_records = len(Pool(run.folder))
     check_bins(config, num_records)
+    blocks = arrays.array_blocks(run.folder / "instruction_embeddings", num_records, row_dims=1,
+                                 block_size=_BLOCK)
+    shape = num_records, arrays.read_block(blocks[0]).shape[1]
+    size = 4 * num_records * shape[1]
+    folder = scratch_folder(run.folder, size, config)
     if command.dry_run:
-        plan(run, num_records)
+        plan(run, shape, folder)
         return
-    with artifacts.naming(run.folder), tempfile.TemporaryFile(dir=run.folder) as scratch:
-        vectors = one_matrix(run.folder / "instruction_embeddings", num_records, scratch)
-        bins = cluster(vectors, config)
+    if size > _LARGE:
+        say(f"[cluster] k-means reads a copy of the vectors: {planning.size(size)} in {folder}/, "
+            f"gone at the end (clustering.scratch_dir)")
+    with scratch_file(folder, size) as scratch:
+        bins = cluster(one_matrix(blocks, shape, scratch), config)
     run.start()
     arrays.write_array(run.folder / "bins.npy", bins)
     filled = np.unique(bins)
@@ -45,34 +57,74 @@ def main() -> None:
     run.finish(records=num_records, filled_bins=len(filled))
 
 
-def plan(run: provenance.StageRun, num_records: int) -> None:
-    """Say what there is to do."""
-    folder = run.folder / "instruction_embeddings"
-    blocks = arrays.array_blocks(folder, num_records, row_dims=1, block_size=_BLOCK)
-    width = arrays.read_block(blocks[0]).shape[1]
+def plan(run: provenance.StageRun, shape: tuple[int, int], folder: Path) -> None:
+    """Say what there is to do with vectors of this shape, copied into a file in `folder`."""
+    num_records, width = shape
+    bins, size = 4 * num_records, 4 * num_records * width
     planning.show(run, {
         "vectors": f"{num_records:,} of {width:,} numbers, to "
                    f"{run.config.clustering.num_bins:,} bins",
-    }, records=num_records, disk=4 * num_records * (width + 1))
+        "scratch": f"in {folder}/: {planning.space(size, folder)}",
+    }, records=num_records, disk=bins + (size if folder == run.folder else 0))
 
 
-def one_matrix(folder: Path, num_records: int, scratch: IO[bytes]) -> np.ndarray:
+def scratch_folder(run: Path, size: int, config: Config) -> Path:
+    """Where the copy of the vectors goes, of so many bytes: clustering.scratch_dir, else $TMPDIR
+    where that is on a disk with room, else the run folder."""
+    if (given := config.clustering.scratch_dir) is not None:
+        if not Path(given).is_dir():
+            raise InputError(f"clustering.scratch_dir: {given}/ not found")
+        return Path(given)
+    folder = Path(os.environ.get("TMPDIR") or run)
+    has_room = (folder.is_dir() and not _in_memory(folder)
+                and shutil.disk_usage(folder).free > size)
+    return folder if has_room else run
+
+
+def _in_memory(folder: Path) -> bool:
+    """Whether the files of a folder take up memory, as those of a tmpfs do."""
+    import psutil
+
+    kinds = {mount.mountpoint: mount.fstype for mount in psutil.disk_partitions(all=True)}
+    path = folder.resolve()
+    mount = next((str(place) for place in (path, *path.parents) if str(place) in kinds), None)
+    return kinds.get(mount) in ("tmpfs", "ramfs")
+
+
+@contextlib.contextmanager
+def scratch_file(folder: Path, size: int) -> Iterator[IO[bytes]]:
+    """A file in `folder` that is gone at the end, killed or not, to hold so many bytes.
+
+    InputError that names the folder and its key where it cannot be written.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as scratch:
+            yield scratch
+    except OSError as error:
+        path = Path(error.filename or folder).absolute()  # no name where a write fails
+        if folder.absolute() not in (path, path.parent):
+            raise
+        raise InputError(f"{folder}/: {error.strerror}: k-means needs a copy of the vectors there "
+                         f"({planning.size(size)}); set clustering.scratch_dir to a folder with "
+                         f"room") from None
+
+
+def one_matrix(blocks: list[arrays.Block], shape: tuple[int, int],
+               scratch: IO[bytes]) -> np.ndarray:
     """The chunks of vectors as one memory-mapped matrix [N, H], copied into a scratch file.
 
     scikit-learn then reads the rows that it asks for; the matrix is never in memory as a whole.
     Raises InputError where a row is not finite.
     """
-    width = 0
-    for block in arrays.array_blocks(folder, num_records, row_dims=1, block_size=_BLOCK):
+    for block in blocks:
         vectors = arrays.read_block(block)
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
             raise InputError(f"{arrays.place_in(block, bad[0])} is not finite; remove the file "
                              f"and run embed again")
         scratch.write(vectors.tobytes())
-        width = vectors.shape[1]
     scratch.flush()
-    return np.memmap(scratch, np.float32, mode="r", shape=(num_records, width))
+    return np.memmap(scratch, np.float32, mode="r", shape=shape)
 
 
 def cluster(vectors: np.ndarray, config: Config) -> np.ndarray:

@@ -19,7 +19,10 @@ are kept.
     torchrun --nproc_per_node=2 -m embedding.embed configs/demo.yaml
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,7 +32,7 @@ from adg.config import Config
 from adg.records import Answer, Answers, Pool
 from embedding import backbone, check
 from embedding.forward import Embedder, length
-from embedding.sequences import RECIPES, Encoder
+from embedding.sequences import RECIPES, Encoder, Row
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def main() -> None:
     backbone.check(folder, config)
     pool = Pool(run.folder)
     answers = Answers(run.folder, pool)
-    chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
+    chunks = artifacts.chunk_bounds(len(pool), run.chunk_size)
     for i in distributed.my_share(range(len(chunks))):
         read_answers(answers, chunks[i], config)  # all, before the first is embedded
 
@@ -55,7 +58,7 @@ def main() -> None:
              else missing())
         return
     run.start()
-    to_do = missing()
+    to_do = distributed.agreed("chunks to do", missing)
     mine = distributed.my_share(to_do)
     if mine:
         encoder = backbone.load_encoder(folder, config)
@@ -63,12 +66,14 @@ def main() -> None:
         if distributed.rank() == 0:
             check.check_sampled(run.folder, pool, encoder, embedder, config)
         with distributed.progress("embed", sum(len(chunks[i]) for i in mine)) as progress:
-            for i in mine:
-                complete(run, i, chunks[i], pool, answers, encoder, embedder)
-                progress.update(len(chunks[i]))
-    if not missing():
+            for work in one_ahead(
+                    lambda i: prepare(run, i, chunks[i], pool, answers, encoder), mine):
+                complete(run, work, embedder)
+                progress.update(len(chunks[work.index]))
+    if run.done_by_all(missing):
         run.finish(records=sum(len(chunks[i]) for i in to_do), **check.found(run.folder, config),
                    vector_sources=answer_vectors.sources(run.folder))
+    distributed.barrier("finished")
 
 
 def instructions_path(folder: Path, index: int) -> Path:
@@ -112,9 +117,32 @@ def plan(run: provenance.StageRun, pool: Pool, answers: Answers, folder: Path,
         disk=4 * num_records * width + answer_vectors.num_bytes(num_records, width, config))
 
 
-def complete(run: provenance.StageRun, index: int, rows: range, pool: Pool, answers: Answers,
-             encoder: Encoder, embedder: Embedder) -> None:
-    """Write what a chunk of pool `rows` lacks, after what is there."""
+class Work(NamedTuple):
+    """What a chunk lacks: the rows to embed, and after which of its records they go."""
+
+    index: int
+    after: tuple[int, int]  # records that have their (instruction's vector, answers' vectors)
+    of_instructions: list[Row]
+    of_answers: list[Row]
+    empty: np.ndarray  # bool [n, K]: which answers have no token
+    counts: dict[str, int]
+
+
+def one_ahead(prepare: Callable[[int], Work], chunks: Iterable[int]) -> Iterator[Work]:
+    """The work of each chunk, in order; the next one's is prepared while one is embedded."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming = []
+        for index in chunks:
+            coming.append(thread.submit(prepare, index))
+            if len(coming) > 1:
+                yield coming.pop(0).result()
+        for last in coming:
+            yield last.result()
+
+
+def prepare(run: provenance.StageRun, index: int, rows: range, pool: Pool, answers: Answers,
+            encoder: Encoder) -> Work:
+    """Read and tokenise what a chunk of pool `rows` lacks."""
     config = run.config
     instructions, vectors = rows_there(run.folder, index, config)
     if not vectors:
@@ -122,18 +150,26 @@ def complete(run: provenance.StageRun, index: int, rows: range, pool: Pool, answ
     own = read_answers(answers, rows[vectors:], config)
     of_instructions, cut_instructions = encoder.instructions(pool.rows(rows[instructions:]))
     of_answers, cut_answers = encoder.answers(pool.rows(rows[vectors:]), own)
-    found = embedder.embed(of_instructions + of_answers)                    # [texts, W, H]
     counts = {"cut_instructions": cut_instructions, "cut_answers": cut_answers}
     if config.embedding.source == "sampling" and own:
         counts |= {answer_vectors.BY_FORWARD: len(own), answer_vectors.KEPT: vectors}
-    run.count(index, counts)
-    if of_instructions:
-        arrays.write_array(instructions_path(run.folder, index), found[: len(of_instructions), 0],
+    empty = np.array([[answer.is_empty() for answer in answers] for answers in own])
+    return Work(index, (instructions, vectors), of_instructions, of_answers, empty, counts)
+
+
+def complete(run: provenance.StageRun, work: Work, embedder: Embedder) -> None:
+    """Embed what a chunk lacks, and write it after what is there."""
+    found = embedder.embed(work.of_instructions + work.of_answers)              # [texts, W, H]
+    run.count(work.index, work.counts)
+    instructions, vectors = work.after
+    number = len(work.of_instructions)
+    if number:
+        arrays.write_array(instructions_path(run.folder, work.index), found[:number, 0],
                            after=instructions)
-    if own:
-        by_record = found[len(of_instructions):].reshape(len(own), -1, *found.shape[1:])
-        empty = np.array([[answer.is_empty() for answer in answers] for answers in own])
-        answer_vectors.write(run.folder, index, by_record, empty, config, after=vectors)
+    if len(work.empty):
+        by_record = found[number:].reshape(*work.empty.shape, *found.shape[1:])
+        answer_vectors.write(run.folder, work.index, by_record, work.empty, run.config,
+                             after=vectors)
 
 
 if __name__ == "__main__":

@@ -16,21 +16,25 @@ from adg.errors import InputError
 from embedding import shared_prompts
 from embedding.pooling import LayerWindows
 from embedding.sequences import Row
+from embedding.shared_prompts import on_device, put
 
 
 class Embedder:
     """A backbone without its head: rows to the unit vectors of their texts.
 
-    Out of memory, a batch is halved, and so is tokens_per_batch for those that follow.
+    Out of memory, a batch is halved, and so is tokens_per_batch for those that follow. With
+    `one_call`, attention over shared prompts is one call a layer where the device has a kernel
+    that does so rightly.
     """
 
     def __init__(self, model: Any, windows: list[list[int]], *, tokens_per_batch: int,
-                 share_prompts: bool = True) -> None:
+                 share_prompts: bool = True, one_call: bool = True) -> None:
         self.model, self.tokens_per_batch = model, tokens_per_batch
         # shared prompts know no sliding window: a text that is longer is left to the model's own
         self._reach = getattr(model.config, "sliding_window", None) or 2**31
         self._windows, self._num_windows = LayerWindows(model, windows), len(windows)
-        self.shares = share_prompts and self._can_share()
+        self.one_call = False
+        self.shares = share_prompts and self._can_share(one_call)
 
     def embed(self, rows: list[Row]) -> np.ndarray:
         """Unit vectors of all texts of the rows, in order, float32 [texts, W, H].
@@ -40,7 +44,7 @@ class Embedder:
         parts = [part for row in rows for part in self.parts(row)]
         firsts = np.cumsum([0] + [len(part.texts) for part in parts])
         shape = (firsts[-1], self._num_windows, self.model.config.hidden_size)
-        vectors = np.full(shape, np.nan, np.float32)
+        vectors, computed = np.full(shape, np.nan, np.float32), []
         for packed in (True, False):
             chosen = [i for i, part in enumerate(parts)
                       if is_packed(part) == packed and any(map(any, part.weights))]
@@ -48,10 +52,14 @@ class Embedder:
             for batch in plan_batches(lengths, self.tokens_per_batch):
                 members = [chosen[position] for position in batch]
                 found = self._embed_batch([parts[i] for i in members])
+                places = np.concatenate([np.arange(firsts[i], firsts[i + 1]) for i in members])
+                computed.append((places, found.to("cpu", non_blocking=True)))
                 watchdog.beat()
-                for i, own in zip(members, found, strict=True):
-                    check_finite(own, parts[i])
-                    vectors[firsts[i]: firsts[i + 1]] = own
+        if computed:
+            wait_for(found.device)
+        for places, found in computed:
+            vectors[places] = found.numpy()
+        check_finite(vectors, [any(weights) for part in parts for weights in part.weights])
         return vectors
 
     def parts(self, row: Row) -> list[Row]:
@@ -60,8 +68,10 @@ class Embedder:
         return [row] if not is_packed(row) or self.shares and reach <= self._reach \
             else separate(row)
 
-    def _embed_batch(self, batch: list[Row]) -> list[np.ndarray]:
-        """[texts, W, H] of each row; halves the batch as long as it does not fit the memory."""
+    def _embed_batch(self, batch: list[Row]) -> Any:
+        """[texts, W, H] of all rows; halves the batch as long as it does not fit the memory."""
+        import torch
+
         found = within_memory(lambda: self._forward(batch))
         if found is not None:
             return found
@@ -76,35 +86,28 @@ class Embedder:
                              f"embedding.max_length, or raise embedding.gpus_per_model")
         distributed.warn(f"[embed] out of memory with {len(batch)} x {longest} tokens: split; "
                          f"embedding.tokens_per_batch is {self.tokens_per_batch} from here on")
-        vectors = [own for half in halves for own in self._embed_batch(half)]
-        return vectors if len(batch) > 1 else [np.concatenate(vectors)]
+        return torch.cat([self._embed_batch(half) for half in halves])
 
-    def _forward(self, batch: list[Row]) -> list[np.ndarray]:
-        """[texts, W, H] of each row, all packed or none."""
-        if is_packed(batch[0]):
-            ids, positions, weights, branches = shared_prompts.pack(batch)
-            with self._shared_attention():
-                vectors = self._run(ids, weights, position_ids=self._there(positions), branches=[
-                    own._replace(**{name: self._there(getattr(own, name))
-                                    for name in ("texts", "real", "places")})
-                    for own in branches])[0]                                   # [texts, W, H]
-            return np.split(vectors, np.cumsum([len(row.texts) for row in batch])[:-1])
-        return list(self._run(*pad(batch)))
+    def _forward(self, batch: list[Row]) -> Any:
+        """[texts, W, H] of all rows, all packed or none."""
+        if not is_packed(batch[0]):
+            return self._run(*pad(batch))
+        ids, positions, weights = shared_prompts.pack(batch)
+        layout_of = shared_prompts.sequences_of if self.one_call else shared_prompts.branches_of
+        device = self.model.device
+        with self._shared_attention():
+            return self._run(ids, weights, position_ids=put(positions, device),
+                             layout=on_device(layout_of(batch), device))
 
-    def _run(self, ids: np.ndarray, weights: np.ndarray, **options: Any) -> np.ndarray:
-        """Unit vectors [S, K, W, H] of ids [S, T] under weights [S, K, T]."""
+    def _run(self, ids: np.ndarray, weights: np.ndarray, **options: Any) -> Any:
+        """Unit vectors [S K, W, H] of ids [S, T] under weights [S, K, T], on the model's device."""
         import torch
 
-        ids, weights = self._there(ids), self._there(weights)
+        ids, weights = put(ids, self.model.device), put(weights, self.model.device)
         with torch.inference_mode():
             mean = self._windows.mean(
                 lambda: self.model(input_ids=ids, use_cache=False, **options), weights)
-            return torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
-
-    def _there(self, array: np.ndarray) -> Any:
-        import torch
-
-        return torch.from_numpy(array).to(self.model.device)
+            return torch.nn.functional.normalize(mean, dim=-1).flatten(0, 1)
 
     @contextmanager
     def _shared_attention(self) -> Iterator[None]:
@@ -116,30 +119,65 @@ class Embedder:
         finally:
             self.model.set_attn_implementation(own)
 
-    def _can_share(self) -> bool:
+    def _can_share(self, one_call: bool) -> bool:
         """Whether this model gives a row the vectors that it gives each of its texts alone."""
-        import torch
         from transformers import AttentionInterface
 
         AttentionInterface.register(shared_prompts.ATTENTION, shared_prompts.attend)
         parameters = inspect.signature(self.model.forward).parameters
         if "position_ids" not in parameters or not self.model._can_set_attn_implementation():
             return False
-        row = Row([1, 2, 3, 4], [[5, 6, 7], [8, 9, 5, 6]], [[1.0] * 3, [1.0] * 4])
-        together = self._forward([row])[0]
-        alone = np.concatenate(self._forward(separate(row)))
-        bound = 1e-5 if self.model.dtype == torch.float32 else 5e-3  # cosine distance
-        same = bool((1 - (together * alone).sum(-1) < bound).all())
+        self.one_call = one_call and has_kernel(self.model) and self._can_do_in_one_call()
+        same = self._gives_the_same()
         if not same:
             distributed.say("[embed] each answer is computed with a prompt of its own: this model "
                             "does not keep apart answers that share one")
         return same
 
+    def _can_do_in_one_call(self) -> bool:
+        """Whether one call gives what row by row does, for random states and for this model."""
+        self.one_call, fault = True, ""
+        try:
+            deviation = shared_prompts.deviation_in_one_call(self.model)
+            if not deviation < 0.02:  # rounding gives 0.004, another alignment of the keys 0.9
+                fault = f"deviates by {deviation:.1e}"
+            elif not self._gives_the_same():
+                fault = "gives this model other vectors"
+        except (RuntimeError, ValueError) as error:  # this GPU, head size or shape has no kernel
+            fault = f"fails ({str(error).split(chr(10))[0]})"
+        if fault:
+            distributed.warn(f"[embed] attention is computed row by row, which is slower for short "
+                             f"answers: one call a layer {fault}")
+        return not fault
 
-def check_finite(vectors: np.ndarray, row: Row) -> None:
-    """InputError where a text of a row that has weight has a vector that is no number."""
-    weighted = np.array([any(weights) for weights in row.weights])
-    if not np.isfinite(vectors[weighted]).all():
+    def _gives_the_same(self) -> bool:
+        """Whether a row has the vectors that each of its texts has alone."""
+        import torch
+
+        row = Row([1, 2, 3, 4], [[5, 6, 7], [8, 9, 5, 6]], [[1.0] * 3, [1.0] * 4])
+        together, alone = self._forward([row]), self._forward(separate(row))
+        bound = 1e-5 if self.model.dtype == torch.float32 else 5e-3  # cosine distance
+        return bool((1 - (together * alone).sum(-1) < bound).all())
+
+
+def has_kernel(model: Any) -> bool:
+    """Whether a model is in half precision on a GPU, for which there is varlen attention."""
+    import torch
+
+    return model.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float16)
+
+
+def wait_for(device: Any) -> None:
+    """Wait until what a GPU was asked for has been done."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def check_finite(vectors: np.ndarray, weighted: list[bool]) -> None:
+    """InputError where a text that has weight has a vector that is no number."""
+    if not np.isfinite(vectors[np.array(weighted, bool)]).all():
         raise InputError("model.dtype: a text's hidden states are no finite numbers; use bfloat16 "
                          "or float32")
 

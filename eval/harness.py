@@ -5,21 +5,25 @@ before its data set is replaced by local files.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
-import resource
 import signal
+import statistics
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from adg import distributed, watchdog
+from adg import watchdog
 from adg.errors import InputError
 
 _SECONDS = 5.0  # for one program that the model wrote
-_MEMORY = 2 << 30  # bytes of address space for it
+_PROGRAMS = 8  # at once at most: what waits for the disk or a core is not to be timed out
+_LIMITS = ("prlimit", f"--as={2 << 30}", f"--cpu={int(_SECONDS) + 1}", f"--fsize={1 << 20}")
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # buffers of numpy per thread
 
 
 def quiet(*, offline: bool) -> None:
@@ -100,7 +104,7 @@ def leaf_tasks(manager: Any, name: str) -> list[str]:
 
 def _code_tasks() -> dict[str, dict]:
     """HumanEval and MBPP with a metric of our own: the packaged one is downloaded from the hub."""
-    metric = [{"metric": pass_at_1, "aggregation": "mean", "higher_is_better": True}]
+    metric = [{"metric": pass_at_1, "aggregation": _solved, "higher_is_better": True}]
     complete = {"function": "custom", "filter_fn": _with_prompts}
     return {
         "humaneval": {"metric_list": metric,
@@ -129,30 +133,38 @@ def _mbpp_shots() -> list[dict]:
 # Programs that the model wrote
 
 
-def pass_at_1(references: list[str] | str, predictions: list | str, **_: Any) -> float:
+def pass_at_1(references: list[str] | str, predictions: list | str, **_: Any) -> Future:
     """1.0 where the first prediction, followed by the tests, ends without an error, else 0.0.
 
-    Only rank 0's figures are kept, so only rank 0 runs programs.
+    lm-eval asks for one document after another: each gets a promise, while the programs run side by
+    side, and `_solved` and `plain` wait for what was promised.
     """
-    if distributed.rank() > 0:
-        return 0.0
     tests = references if isinstance(references, str) else references[0]
     candidate = predictions[0] if isinstance(predictions[0], str) else predictions[0][0]
-    return float(passes(f"{candidate}\n{tests}"))
+    return _workers().submit(lambda: float(passes(f"{candidate}\n{tests}")))
+
+
+def _solved(verdicts: list[Future]) -> float:
+    return statistics.fmean(verdict.result() for verdict in verdicts)
+
+
+@functools.cache
+def _workers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(_PROGRAMS, len(os.sched_getaffinity(0))))
 
 
 def passes(program: str) -> bool:
     """Whether a Python program ends with status 0, in a process of its own.
 
-    It has limits on time, memory and file size, no environment, and a folder that is removed
-    afterwards.
+    It has limits on time, memory and file size, an environment that says only that numpy is to
+    have one thread, and a folder that is removed afterwards.
     """
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-c", program], cwd=folder, env={}, start_new_session=True,
-            preexec_fn=_limit_resources, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            [*_LIMITS, sys.executable, "-I", "-c", program], cwd=folder, env=_ENVIRONMENT,
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
@@ -166,18 +178,12 @@ def passes(program: str) -> bool:
             watchdog.beat()
 
 
-def _limit_resources() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(_SECONDS) + 1, int(_SECONDS) + 1))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-
 # A benchmark
 
 
 def evaluate(model: Any, tasks: list[str], manager: Any, *, shots: int, limit: int | None,
-             max_new_tokens: int | None) -> dict | None:
-    """lm-eval's result for tasks; None on every process but the first of a node."""
+             max_new_tokens: int | None) -> dict:
+    """lm-eval's result for tasks, on rank 0."""
     from lm_eval import simple_evaluate
 
     return simple_evaluate(
@@ -189,11 +195,13 @@ def evaluate(model: Any, tasks: list[str], manager: Any, *, shots: int, limit: i
 
 
 def plain(value: Any) -> Any:
-    """lm-eval's result as JSON can hold it: functions by name, NaN as null."""
+    """lm-eval's result as JSON can hold it: functions by name, verdicts as numbers, NaN as null."""
     return json.loads(json.dumps(value, default=_as_json), parse_constant=lambda _: None)
 
 
 def _as_json(value: Any) -> Any:
+    if isinstance(value, Future):
+        return value.result()
     if hasattr(value, "item"):
         return value.item()
     return getattr(value, "__name__", str(value))

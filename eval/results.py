@@ -16,6 +16,7 @@ from adg.config import flatten, load_config
 from adg.errors import InputError
 from adg.history import read_records
 from adg.method_facts import FACTS
+from adg.stages import OUTSIDE
 from eval.benchmarks import BENCHMARKS, GROUPS
 
 PUBLISHED = Path(__file__).with_name("published.json")
@@ -30,8 +31,10 @@ _NOT_COMPARED = frozenset((
     "selection.zip.source", "embedding.recipe", "embedding.layers", "embedding.windows",
     "embedding.source", "embedding.keep_answer_embeddings", "generation.num_answers",
     "generation.keep_token_ids", "generation.batch_invariant", "train.subset",
-    "train.model_name_or_path", "train.deepspeed", "eval.limit", "pool.schema", "pool.fields",
-    "pool.split", "pool.revision", "pool.max_rejected"))
+    "train.model_name_or_path", "train.deepspeed", "eval.limit", "eval.backend", "pool.schema",
+    "pool.fields", "pool.split", "pool.revision", "pool.max_rejected"))
+# Inputs that the seeds of one cell share: models, and the pool, which prepare need not have made
+_SOURCES = frozenset(("pool.jsonl", *OUTSIDE)) - {"train.deepspeed", "eval.data_dir"}
 
 
 class Identity(NamedTuple):
@@ -61,7 +64,7 @@ class Row(NamedTuple):
     cells: dict[str, Cell]
     source: str  # "ours" or "paper"
     names: tuple[str, ...] = ()  # RUN: NAME of each run behind it
-    settings: str = ""  # every parameter but the seed, as JSON
+    settings: str = ""  # every parameter but the seed, and hashes of pool and models, as JSON
     seed: int | None = None
     differs: tuple[str, ...] = ()  # settings other than the paper's, with the paper's
 
@@ -81,9 +84,11 @@ def rows_of(run: Path, published: dict,
     found, records = [], defaultdict(dict, read_records(run))
     for path in paths:
         result, name = _read_scores(path), path.parent.name
-        behind = _parameters_behind(records, name)
+        behind = [records[label] for label in _labels_behind(records, name)]
+        parameters = [record.get("parameters", {}) for record in behind]
         row = Row(identify(records, name, published), _cells(result), "ours",
-                  (f"{run.name}: {name}",), *_settings(behind), _differences(behind, recipe))
+                  (f"{run.name}: {name}",), *_settings(parameters, _sources(behind)),
+                  _differences(parameters, recipe))
         found.append((row, result["questions"]))
     return found
 
@@ -183,8 +188,8 @@ def _measure_of(records: dict[str, dict], selection: str) -> str:
                  if source.startswith("measures/")), "")
 
 
-def _parameters_behind(records: dict[str, dict], name: str) -> list[dict[str, Any]]:
-    """The parameters of every stage that led to an evaluated model."""
+def _labels_behind(records: dict[str, dict], name: str) -> list[str]:
+    """The labels of every stage that led to an evaluated model."""
     labels = []
     for source in records[f"finetune {name}"].get("inputs", {}):
         if source.startswith("subsets/"):
@@ -192,15 +197,22 @@ def _parameters_behind(records: dict[str, dict], name: str) -> list[dict[str, An
             method = records[chosen].get("parameters", {}).get("selection.method", "adg")
             labels += ["prepare", *(("sample", "embed", "cluster") if method == "adg" else ()),
                        _measure_of(records, source.split("/")[1]), chosen]
-    labels += [f"finetune {name}", f"evaluate {name}"]
-    return [records[label].get("parameters", {}) for label in labels]
+    return [*labels, f"finetune {name}", f"evaluate {name}"]
 
 
-def _settings(behind: list[dict[str, Any]]) -> tuple[str, int | None]:
-    """(every parameter but the seed, the seed)."""
-    seeds = [own["seed"] for own in behind if "seed" in own]
-    return json.dumps([{key: value for key, value in own.items() if key != "seed"}
-                       for own in behind]), seeds[-1] if seeds else None
+def _sources(behind: list[dict]) -> dict[str, str]:
+    """{input: SHA-256} of the pool, models and files that an evaluated model came from."""
+    return {name: source["sha256"] for record in behind
+            for name, source in record.get("inputs", {}).items()
+            if name in _SOURCES and "sha256" in source}
+
+
+def _settings(parameters: list[dict[str, Any]],
+              sources: dict[str, str]) -> tuple[str, int | None]:
+    """(every parameter but the seed with the sources' hashes, the seed)."""
+    seeds = [own["seed"] for own in parameters if "seed" in own]
+    return json.dumps([*({key: value for key, value in own.items() if key != "seed"}
+                         for own in parameters), sources]), seeds[-1] if seeds else None
 
 
 def paper_settings() -> dict[str, Any]:
@@ -212,6 +224,8 @@ def paper_settings() -> dict[str, Any]:
 def _differences(behind: list[dict[str, Any]], recipe: dict[str, Any]) -> tuple[str, ...]:
     """Settings that are not the recipe's, in words: "train.epochs 1 (5)"."""
     found = {key: value for own in behind for key, value in own.items()}
+    if "generation.top_p" in found:
+        found.setdefault("generation.top_k", None)  # answers drawn before there was that key
     return tuple(f"{key} {_shown(value)} ({_shown(recipe[key])})" for key, value in found.items()
                  if key in recipe and key not in _NOT_COMPARED and value != recipe[key])
 

@@ -24,8 +24,8 @@ from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import say
 from eval import harness
+from eval.backends import load_model
 from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
-from eval.shared_model import load_model
 
 _BYTES_PER_QUESTION = 20_000  # of lm-eval's result with prompt and answer, about
 
@@ -39,7 +39,7 @@ def main() -> None:
         return
     folder = run.folder / "eval" / config.eval.name
     harness.quiet(offline=config.eval.data_dir is not None)
-    manager, tasks = plan(config)
+    manager, tasks = plan(config) if distributed.rank() == 0 else (None, {})
     if command.dry_run:
         show_plan(run, tasks)
         return
@@ -84,16 +84,19 @@ def evaluate_missing(missing: list[str], folder: Path, manager: Any, tasks: dict
                      config: Config) -> None:
     """Run each benchmark of `missing` on all ranks, and write its file on rank 0."""
     model = load_model(model_folder(config), config)
+    if distributed.rank() > 0:
+        model.serve()
+        return
     for name in missing:
         own, model.cache = tasks[name], folder / "cache" / name
         say(f"[evaluate] {name}: {len(own)} task(s), {BENCHMARKS[name].shots}-shot")
         result = harness.evaluate(model, own, manager, shots=BENCHMARKS[name].shots,
                                   limit=config.eval.limit,
                                   max_new_tokens=config.eval.max_new_tokens)
-        if distributed.rank() == 0:
-            artifacts.write_json(folder / f"{name}.json", condense(
-                name, own, result, config.eval.backend))
-            shutil.rmtree(model.cache, ignore_errors=True)
+        artifacts.write_json(folder / f"{name}.json", condense(
+            name, own, result, config.eval.backend))
+        shutil.rmtree(model.cache, ignore_errors=True)
+    model.dismiss()
 
 
 def model_folder(config: Config) -> Path:

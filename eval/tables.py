@@ -6,17 +6,24 @@ Writes  RUN_DIR/tables.md                 the table, where one run folder is giv
 
     python -m eval.tables runs/demo
     python -m eval.tables runs/demo runs/llama3_alpaca_gpt4 --format latex
+
+With --paired, two evaluated models over the questions that both were asked: each a run folder that
+holds one evaluation, or RUN_DIR/eval/NAME. It prints the difference on each benchmark, group and on
+the average, its standard error and p value, and writes no file.
+
+    python -m eval.tables runs/ours/eval/adg-top runs/ours/eval/random-top --paired
 """
 
 import argparse
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 from adg import artifacts, provenance
 from adg.config import load_config
 from adg.distributed import run_script
+from adg.errors import InputError
+from eval import paired
 from eval.benchmarks import BENCHMARKS
+from eval.formats import FORMATS, Table, as_markdown
 from eval.results import (
     COLUMNS,
     Cell,
@@ -38,25 +45,33 @@ _OPTIONAL = ("cmmlu", "ceval-valid")  # columns that are there only if some row 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run folder")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR",
+                        help="a run folder; with --paired also RUN_DIR/eval/NAME")
+    parser.add_argument("--paired", action="store_true",
+                        help="compare two evaluated models question by question")
     parser.add_argument("--format", choices=FORMATS, default="markdown",
                         help="of what is printed; tables.md is Markdown")
     parser.add_argument("--quiet", action="store_true", help="do not print the table")
     parser.add_argument("--dry-run", action="store_true", help="print the table, write no file")
     arguments = parser.parse_args()
     runs = arguments.runs
-    rows, notes = collect(runs)
+    if arguments.paired:
+        if len(runs) != 2:
+            raise InputError(f"--paired compares two evaluated models; {len(runs)} given")
+        print(FORMATS[arguments.format](paired.compare(*runs)))
+        return
+    table = as_table(*collect(runs))
     run = None
     if len(runs) == 1 and (runs[0] / "config.yaml").is_file():
         config = load_config(runs[0] / "config.yaml", [])
         config.output_dir = str(runs[0])
         run = provenance.begin("tables", config)
     if not arguments.quiet:
-        print(FORMATS[arguments.format](rows, notes))
+        print(FORMATS[arguments.format](table))
     if run is not None and not arguments.dry_run:
         run.start()
-        artifacts.write_text(runs[0] / "tables.md", as_markdown(rows, notes) + "\n")
-        run.finish(records=sum(row.source == "ours" for row in rows))
+        artifacts.write_text(runs[0] / "tables.md", as_markdown(table) + "\n")
+        run.finish(records=sum(row["source"] == "ours" for row in table.rows))
 
 
 def collect(runs: list[Path]) -> tuple[list[Row], list[str]]:
@@ -66,9 +81,10 @@ def collect(runs: list[Path]) -> tuple[list[Row], list[str]]:
     found = [own for run in runs for own in rows_of(run, published, recipe)]
     paper = published_rows(published)
     ours = with_deltas(by_cell(row for row, _ in found), paper)
-    notes = ["In percent. In brackets: difference to the published number of the same cell. ± : "
-             "standard deviation over seeds. – : not given or not run; the paper gives groups "
-             "only."]
+    notes = ["In percent. In brackets: difference to the published number of the same cell. se: "
+             "standard error of a single run over its questions, and so of its difference, as the "
+             "paper gives none of its own. ± : standard deviation over seeds. – : not given or "
+             "not run; the paper gives groups only."]
     parts = {BENCHMARKS[name].title: f"{asked} of {BENCHMARKS[name].questions}"
              for _, questions in found for name, asked in questions.items()
              if asked < BENCHMARKS[name].questions}
@@ -85,80 +101,30 @@ def collect(runs: list[Path]) -> tuple[list[Row], list[str]]:
     return ours + beside(ours, paper), notes
 
 
-def _lines(rows: list[Row],
-           show: Callable[[Cell | None], str]) -> tuple[list[str], list[list[str]]]:
-    """(titles, the texts of each row)."""
+def as_table(rows: list[Row], notes: list[str]) -> Table:
+    """The table of rows: only the columns that some row fills, and every benchmark of the paper's.
+    """
     shown = {row.cells.get(name) is not None and name for row in rows for name in _OPTIONAL}
     names = [name for name in COLUMNS if name not in _OPTIONAL or name in shown]
     lines = [[", ".join(row.names) if row.source == "ours" else "paper", *row.identity,
-              *(show(row.cells.get(name)) for name in names)] for row in rows]
+              *(_shown(row.cells.get(name)) for name in names)] for row in rows]
     titles = [*_LABELS, *(COLUMNS[name] for name in names)]
     used = [column for column in range(len(titles))
             if column >= len(_LABELS) or any(line[column] for line in lines)]
-    return [titles[column] for column in used], [[line[column] for column in used]
-                                                 for line in lines]
+    return Table([titles[column] for column in used],
+                 [[line[column] for column in used] for line in lines], len(names), notes,
+                 artifact(rows))
 
 
-def _plain(cell: Cell | None) -> str:
+def _shown(cell: Cell | None) -> str:
     if cell is None:
         return "–"
     text = f"{cell.value:.2f}" + ("*" if cell.partial else "")
     if cell.deviation is not None:
         text += f" ± {cell.deviation:.2f}"
-    return text + (f" ({cell.delta:+.2f})" if cell.delta is not None else "")
-
-
-def _padded(titles: list[str], lines: list[list[str]]) -> list[list[str]]:
-    """Titles and lines with every column as wide as its widest cell, numbers to the right."""
-    numbers = len([title for title in titles if title in COLUMNS.values()])
-    table = [titles, *lines]
-    widths = [max(len(line[column]) for line in table) for column in range(len(titles))]
-    return [[cell.ljust(width) if column < len(titles) - numbers else cell.rjust(width)
-             for column, (cell, width) in enumerate(zip(line, widths, strict=True))]
-            for line in table]
-
-
-def as_markdown(rows: list[Row], notes: list[str]) -> str:
-    """A Markdown table."""
-    head, *lines = _padded(*_lines(rows, _plain))
-    rule = [("-" * (len(cell) - 1) + ":" if cell.strip() in COLUMNS.values() else "-" * len(cell))
-            for cell in head]
-    table = [f"| {' | '.join(line)} |" for line in (head, rule, *lines)]
-    return "\n".join([*table, "", *notes])
-
-
-def as_text(rows: list[Row], notes: list[str]) -> str:
-    """Columns for a terminal."""
-    return "\n".join([*("  ".join(line).rstrip() for line in _padded(*_lines(rows, _plain))), "",
-                      *notes])
-
-
-def as_latex(rows: list[Row], notes: list[str]) -> str:
-    """A tabular for the package booktabs."""
-    titles, lines = _lines(rows, _plain)
-    kinds = "".join("r" if title in COLUMNS.values() else "l" for title in titles)
-
-    def line(cells: list[str]) -> str:
-        return " & ".join(map(_latex, cells)) + r" \\"
-
-    return "\n".join([rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", line(titles), r"\midrule",
-                      *map(line, lines), r"\bottomrule", r"\end{tabular}",
-                      *(f"% {note}" for note in notes)])
-
-
-def _latex(text: str) -> str:
-    for plain, escaped in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"),
-                           ("#", r"\#"), (" ± ", r" $\pm$ "), ("–", "--"), ("(-", "($-$")):
-        text = text.replace(plain, escaped)
-    return text
-
-
-def as_json(rows: list[Row], notes: list[str]) -> str:
-    """Every number with its standard error, deviation and difference."""
-    return json.dumps({"rows": artifact(rows), "notes": notes}, ensure_ascii=False, indent=1)
-
-
-FORMATS = {"markdown": as_markdown, "text": as_text, "latex": as_latex, "json": as_json}
+    if cell.delta is not None:
+        text += f" ({cell.delta:+.2f})"
+    return text + (f" se {cell.stderr:.2f}" if cell.stderr is not None else "")
 
 
 if __name__ == "__main__":

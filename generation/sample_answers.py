@@ -31,7 +31,7 @@ from adg.errors import InputError
 from adg.prompts import Prompter
 from adg.records import Pool
 from generation.answers import Answer, Request
-from generation.samplers import SAMPLERS, Sampler
+from generation.samplers import SAMPLERS, Sampler, left_unused
 
 _BYTES_PER_TOKEN = 6  # of an answer in a file, about; more than most tokens have
 _TOO_LONG = "prompt_too_long"  # finish reason of the empty answers to a prompt that leaves no room
@@ -56,7 +56,7 @@ def main() -> None:
     tokenizer = load_checked_tokenizer(folder, config)
     prompter = Prompter(config.generation.prompt, tokenizer, config.generation)
     described = models.describe(folder, trust_remote_code=config.model.trust_remote_code)
-    chunks = artifacts.chunk_bounds(len(pool), config.chunk_size)
+    chunks = artifacts.chunk_bounds(len(pool), run.chunk_size)
     paths = [run.folder / "answers" / artifacts.chunk_name(i, "jsonl") for i in range(len(chunks))]
 
     def missing() -> list[int]:
@@ -67,11 +67,16 @@ def main() -> None:
         plan(run, pool, prompter, described.hidden_size, chunks,
              list(range(len(chunks))) if command.overwrite else missing())
         return
+    unused = left_unused(folder, config.generation)
+    if unused:
+        distributed.say(f"[sample] note: the model's generation_config.json asks for {unused}, "
+                        f"which is not done: the section generation decides")
     run.start()
-    to_do = missing()
+    to_do = distributed.agreed("chunks to do", missing)
     mine = distributed.my_share(to_do)
     if mine:
-        drafts = (Draft(i, pool.rows(chunks[i]), paths[i], prompter, config) for i in mine)
+        drafts = (Draft(i, pool.rows(chunks[i]), paths[i], prompter, config,
+                        first_row=chunks[i].start) for i in mine)
         sampler = SAMPLERS[config.generation.sampler](folder, config)
         with distributed.progress("sample", sum(len(chunks[i]) for i in mine)) as progress:
             for draft in draw(drafts, sampler):
@@ -80,8 +85,10 @@ def main() -> None:
                 run.count(draft.index, draft.notes)
                 artifacts.write_jsonl(draft.path, draft.rows)
                 progress.update(len(draft.rows))
-    if not missing():
-        run.finish(records=sum(len(chunks[i]) for i in to_do))
+    if run.done_by_all(missing):
+        run.finish(records=sum(len(chunks[i]) for i in to_do),
+                   **({"generation_config_unused": unused} if unused else {}))
+    distributed.barrier("finished")
 
 
 def write_vectors(folder: Path, draft: "Draft", width: int, config: Config) -> None:
@@ -176,9 +183,10 @@ class Draft:
     """
 
     def __init__(self, index: int, records: list[dict], path: Path, prompter: Prompter,
-                 config: Config) -> None:
-        self.index, self.path, self.first_row = index, path, index * config.chunk_size
+                 config: Config, *, first_row: int = 0) -> None:
+        self.index, self.path, self.first_row = index, path, first_row
         self._drawn = _DRAWN + ("token_ids",) * config.generation.keep_token_ids
+        self._stripped = config.generation.strip_answers
         self.rows = [_row(record, self._drawn) for record in records]
         for row, earlier in zip(self.rows, artifacts.JsonlRows(path) if path.exists() else (),
                                 strict=False):
@@ -214,7 +222,8 @@ class Draft:
 
     def _add(self, number: int, answers: list[Answer]) -> None:
         for answer in answers:
-            values = {"generated_answers": answer.text, "finish_reasons": answer.finish_reason,
+            text = answer.text.strip() if self._stripped else answer.text
+            values = {"generated_answers": text, "finish_reasons": answer.finish_reason,
                       "num_tokens": len(answer.token_ids), "token_ids": answer.token_ids}
             for name in self._drawn:
                 self.rows[number][name].append(values[name])

@@ -4,15 +4,19 @@ Both take token ids, a seed and a number of answers per request. Answer k of a p
 seed + k, so it does not depend on the batch, the order or the rank it is drawn in.
 """
 
+import json
 import os
 import traceback
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import numpy as np
+
 from adg import distributed, watchdog
-from adg.config import Config
+from adg.config import Config, GenerationConfig
 from adg.errors import InputError
 from adg.vllm_options import engine_options
 from generation.answers import Answer, Request, check_states, sampling_windows
@@ -20,6 +24,15 @@ from generation.transformers_sampler import TransformersSampler
 
 _VERSION = "0.32.0"  # of vLLM, for vectors from sampling
 _WORKER = "generation.vllm_worker.AnswerWorker"
+# Requests that have ended before their vectors are fetched together: a fetch waits for the GPU,
+# which has the next step to do already, and the step after that is not prepared meanwhile.
+_FETCHED = 256
+
+
+# What generation_config.json can ask for besides, by the values that ask for nothing
+_NEUTRAL = {"min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+            "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None,
+            "suppress_tokens": None, "begin_suppress_tokens": None, "sequence_bias": None}
 
 
 class Sampler(Protocol):
@@ -31,12 +44,13 @@ class Sampler(Protocol):
 
 
 class VllmSampler:
-    """vLLM in this process, on this rank's GPUs or on the processor."""
+    """vLLM on this rank's GPUs or on the CPU, in this process or beside it."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         settings = config.generation
-        engine = engine_options(config, own_process=False)
-        on_gpu = distributed.count_gpus() > 0
+        engine = engine_options(config, own_process=settings.engine_process,
+                                dtype=config.sampling_dtype())
+        on_gpu = distributed.on_gpu()
         if settings.batch_invariant and not on_gpu:
             raise InputError("generation.batch_invariant is for GPUs, and there is none; on a "
                              "processor in float32 answers do not depend on the batch")
@@ -72,12 +86,13 @@ class VllmSampler:
             raise InputError(_what_to_lower(error, on_gpu)) from None
         if self._windows:
             self.llm.collective_rpc("forget_answers")
-        self._settings = settings
+        self._settings, self._on_gpu = settings, on_gpu
         # twice what runs at once: when an answer ends, the next one has been there for long
         self._in_flight = 2 * self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
         engine, waiting, drawing = self.llm.llm_engine, enumerate(requests), {}
+        ended: list[tuple[Any, list[Answer]]] = []  # outputs of vLLM, whose vectors it still has
         while True:
             while sum(drawing.values()) < self._in_flight:
                 number, request = next(waiting, (None, None))
@@ -89,13 +104,14 @@ class VllmSampler:
             if not drawing:
                 return
             finished = [output for output in self._step() if output.finished]
-            answers = [[self._answer(drawn, output.prompt_token_ids) for drawn in output.outputs]
-                       for output in finished]
-            if self._windows and finished:
-                answers = self._with_vectors(finished, answers)
-            for output, own in zip(finished, answers, strict=True):
+            for output in finished:
                 del drawing[int(output.request_id)]
-                yield int(output.request_id), own
+                ended.append((output, [self._answer(drawn, output.prompt_token_ids)
+                                       for drawn in output.outputs]))
+            if self._windows and drawing and len(ended) < _FETCHED:
+                continue
+            yield from self._fetched(ended)
+            ended.clear()
 
     def _step(self) -> list:
         """What one step of the engine gave; InputError that says how to go on where it failed."""
@@ -105,7 +121,7 @@ class VllmSampler:
             outputs = self.llm.llm_engine.step()
         except (RuntimeError, TimeoutError, EngineDeadError) as error:
             traceback.print_exc()
-            advice = _what_to_lower(error, distributed.count_gpus() > 0) \
+            advice = _what_to_lower(error, self._on_gpu) \
                 if _is_about_memory(error) else f"vLLM failed ({type(error).__name__}: {error})"
             raise InputError(f"{advice}. The chunks in answers/ are whole, and the same command "
                              f"goes on with the others") from None
@@ -120,7 +136,8 @@ class VllmSampler:
         settings = self._settings
         return SamplingParams(
             n=request.num_answers, seed=request.seed, temperature=settings.temperature,
-            top_p=settings.top_p, max_tokens=settings.max_new_tokens + bool(self._windows),
+            top_k=settings.top_k or 0, top_p=settings.top_p,
+            max_tokens=settings.max_new_tokens + bool(self._windows),
             min_tokens=settings.min_new_tokens, output_kind=RequestOutputKind.FINAL_ONLY)
 
     def _answer(self, drawn: Any, prompt: list[int]) -> Answer:
@@ -142,15 +159,38 @@ class VllmSampler:
         detokenizer.update(ids, False)
         return detokenizer.get_next_output_text(True, False)
 
-    def _with_vectors(self, outputs: list, answers: list[list[Answer]]) -> list[list[Answer]]:
-        """The answers with their vectors; InputError where a state is missing or one too many."""
-        names = [f"{k}_{output.request_id}" if len(own) > 1 else output.request_id
-                 for output, own in zip(outputs, answers, strict=True) for k in range(len(own))]
-        kept = [len(answer.token_ids) for own in answers for answer in own]
-        counts, means = self.llm.collective_rpc("fetch_answers", args=(names, kept))[0]
-        check_states(counts, kept, means)
-        vectors = iter(means)
-        return [[answer._replace(vectors=next(vectors)) for answer in own] for own in answers]
+    def _fetched(self, ended: list[tuple[Any, list[Answer]]]
+                 ) -> Iterator[tuple[int, list[Answer]]]:
+        """(number of the request, its answers), with their vectors where these are asked for.
+
+        InputError where a hidden state is missing or one too many.
+        """
+        vectors: Iterator[Any] = repeat(None)
+        if self._windows and ended:
+            names = [f"{k}_{output.request_id}" if len(own) > 1 else output.request_id
+                     for output, own in ended for k in range(len(own))]
+            kept = [len(answer.token_ids) for _, own in ended for answer in own]
+            counts, content = self.llm.collective_rpc("fetch_answers", args=(names, kept))[0]
+            means = np.frombuffer(content, np.float32).reshape(len(kept), len(self._windows), -1)
+            check_states(counts, kept, means)
+            vectors = iter(means)
+        for output, own in ended:
+            yield int(output.request_id), [answer._replace(vectors=next(vectors))
+                                           for answer in own]
+
+
+def left_unused(folder: Path, settings: GenerationConfig) -> dict[str, Any]:
+    """What a model's generation_config.json says of sampling and is not done here.
+
+    transformers' generate would do it where it is not told otherwise: Qwen2.5-7B-Instruct's file
+    asks for top-k 20 and a repetition penalty of 1.05.
+    """
+    path = folder / "generation_config.json"
+    given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    used = {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p,
+            **_NEUTRAL}
+    return {name: given[name] for name, value in used.items()
+            if given.get(name) not in (None, value)}
 
 
 def _is_about_memory(error: Exception) -> bool:

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from adg import distributed
+from adg import distributed, weights
 from adg.config import Config
 from adg.layers import decoder_layers, watch
 from adg.models import load_tokenizer
@@ -21,18 +21,18 @@ class TransformersSampler:
     """transformers' generate, in batches with left padding and a random generator per answer."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         self._device = distributed.device()
-        self._model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, config.model.dtype),
-            trust_remote_code=config.model.trust_remote_code,
-        ).to(self._device).eval()
+        self._model = weights.load_on_device(AutoModelForCausalLM, folder,
+                                             config.sampling_dtype(), config)
         self._tokenizer = load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
         self._settings = config.generation
+        self._ends = self._end_tokens()
+        # generate would take what it is not told from the model's own settings
+        self._model.generation_config = GenerationConfig()
         windows = sampling_windows(folder, config)
-        self._means = AnswerMeans(self._model, windows, self._end_tokens()) if windows else None
+        self._means = AnswerMeans(self._model, windows, self._ends) if windows else None
 
     def stream(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
         rows = ((number, request, k) for number, request in enumerate(requests)
@@ -49,7 +49,7 @@ class TransformersSampler:
         import torch
         from transformers import GenerationConfig
 
-        ends = self._end_tokens()
+        ends = self._ends
         longest = max(len(ids) for ids, _ in rows)
         padding = ends[0]
         tokens = torch.tensor([[padding] * (longest - len(ids)) + ids for ids, _ in rows])  # [B, T]
@@ -76,10 +76,12 @@ class TransformersSampler:
         return [end for end in ends if end is not None] or [self._tokenizer.eos_token_id]
 
     def _noise(self, seeds: list[int]) -> list:
-        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-        return [TemperatureLogitsWarper(self._settings.temperature),
-                TopPLogitsWarper(self._settings.top_p), _gumbel_noise(seeds)]
+        settings = self._settings
+        return [TemperatureLogitsWarper(settings.temperature),
+                *([TopKLogitsWarper(settings.top_k)] if settings.top_k else []),
+                TopPLogitsWarper(settings.top_p), _gumbel_noise(seeds)]
 
     def _finish(self, ids: list[int], ends: list[int]) -> Answer:
         ids = ids[: self._settings.max_new_tokens]

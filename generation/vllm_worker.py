@@ -98,12 +98,14 @@ class AnswerWorker(VllmWorker):
         """Drop what the engine's warm-up left."""
         self.sums.clear()
 
-    def fetch_answers(self, names: list[str], kept: list[int]) -> tuple[list[int], Any]:
-        """(states seen of each answer, their means float32 [A, W, H]); the answers are forgotten.
+    def fetch_answers(self, names: list[str], kept: list[int]) -> tuple[list[int], bytes]:
+        """(states seen of each answer, their means float32 [A, W, H] as bytes, which also another
+        process can be sent); the answers are forgotten.
 
         Where one state more was seen than tokens are `kept`, the last one is taken off.
         """
-        return self.sums.take(names, kept)
+        counts, means = self.sums.take(names, kept)
+        return counts, means.tobytes()
 
     def _add_states(self) -> None:
         state = self.model_runner.execute_model_state
@@ -207,7 +209,8 @@ class StateSums:
             self._last[self._there(ended)] = states[self._there(ends)]
 
     def take(self, names: list[str], kept: list[int]) -> tuple[list[int], Any]:
-        """As AnswerWorker.fetch_answers; an answer without a token has a NaN mean."""
+        """As AnswerWorker.fetch_answers, the means as an array; NaN for an answer without a token.
+        """
         counts = [self._counts.pop(name, 0) for name in names]
         surplus = [count == wanted + 1 for count, wanted in zip(counts, kept, strict=True)]
         slots = [self._slots.pop(name, None) for name in names]

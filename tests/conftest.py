@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import settings
+
+from adg import distributed
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
@@ -103,19 +106,78 @@ def config_file(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Runs a stage's main in this process: stage(module, path, "a.b=1", rank=0, world=1)."""
+    """Runs a stage's main in this process: stage(module, path, "a.b=1").
 
-    def run(module: object, *arguments: object, rank: int = 0, world: int = 1) -> None:
-        monkeypatch.setattr(sys, "argv", ["stage", *map(str, arguments)])
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", str(world))
-        try:
-            module.main()
-        finally:
-            monkeypatch.delenv("RANK")
-            monkeypatch.delenv("WORLD_SIZE")
+    With world=3 it is run by three ranks; with rank=0 too, only that one is run, until it waits for
+    another or ends.
+    """
+
+    def run(module: object, *arguments: object, rank: int | None = None, world: int = 1) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["stage", *map(str, arguments)])
+            patch.setenv("RANK", "0")
+            patch.setenv("WORLD_SIZE", str(world))
+            if world == 1:
+                module.main()
+            else:
+                Ranks(range(world) if rank is None else [rank], patch).run(module.main)
 
     return run
+
+
+class Ranks:
+    """Ranks as threads of one process, of which one runs at a time, until it waits for another."""
+
+    class Waits(BaseException):
+        """What ends a rank that waits for one that does not run."""
+
+    def __init__(self, ranks: Iterable[int], patch: pytest.MonkeyPatch) -> None:
+        from torch.distributed import HashStore
+
+        self.store, self.running, self.errors = HashStore(), list(ranks), []
+        self.waiting = False  # for one that does not run
+        self.turns = {rank: threading.Semaphore(0) for rank in self.running}
+        patch.setattr(distributed, "_store", lambda: self.store)
+        patch.setattr(distributed, "_value", self.value)
+
+    def run(self, main: Callable[[], None]) -> None:
+        """Have each rank run `main`; raises what the first one to fail has raised."""
+        threads = [threading.Thread(target=self._rank, args=(rank, main)) for rank in self.running]
+        for thread in threads:
+            thread.start()
+        self.turns[self.running[0]].release()
+        for thread in threads:
+            thread.join()
+        if self.errors:
+            raise self.errors[0]
+        if self.store.check(["chunks/0"]) and not self.waiting:
+            assert self.store.check([f"finished/{rank}" for rank in self.turns]), "one left early"
+
+    def value(self, key: str, other: int) -> bytes:
+        """As the function of adg.distributed."""
+        rank = distributed.rank()
+        while not self.store.check([key]):
+            if other not in self.running:
+                raise self.Waits
+            self.turns[other].release()
+            self._take_turn(rank)
+        return self.store.get(key)
+
+    def _rank(self, rank: int, main: Callable[[], None]) -> None:
+        self._take_turn(rank)
+        try:
+            main()
+        except self.Waits:
+            self.waiting = True
+        except BaseException as error:
+            self.errors.append(error)
+        self.running.remove(rank)
+        if self.running:
+            self.turns[self.running[0]].release()
+
+    def _take_turn(self, rank: int) -> None:
+        self.turns[rank].acquire()
+        os.environ["RANK"] = str(rank)
 
 
 def command(module: str, *arguments: object, ranks: int = 0, **environment: str

@@ -199,9 +199,7 @@ def last_whole_checkpoint(work: Path) -> Path | None:
 
 def prepare_environment() -> None:
     """What DeepSpeed expects of the environment: a device, and the variables that torchrun sets."""
-    import torch
-
-    if not torch.cuda.is_available():
+    if not distributed.on_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")

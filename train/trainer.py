@@ -35,7 +35,7 @@ class OrderedTrainer(Trainer):
         """This rank's batches, of all steps."""
         return DataLoader(
             [*self.train_dataset, NOTHING], batch_sampler=self._order.batches(distributed.rank()),
-            collate_fn=collate, pin_memory=torch.cuda.is_available())
+            collate_fn=collate, pin_memory=distributed.on_gpu())
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device
                           ) -> tuple[list, Any]:
@@ -66,7 +66,7 @@ def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path
         logging_steps=1, logging_nan_inf_filter=False,
         save_strategy="no",  # a callback asks for checkpoints
         save_total_limit=settings.keep_checkpoints, report_to="none", remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
+        use_cpu=not distributed.on_gpu(), disable_tqdm=True,
     )
     deepspeed.init_distributed(verbose=False)  # before ZeRO-3 cuts the model by ranks as it loads
     dtype = torch.float32 if config.model.dtype == "float16" else getattr(torch, config.model.dtype)

@@ -1,12 +1,16 @@
+import errno
+import hashlib
 import os
+import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from adg import arrays, artifacts
+from adg import arrays, artifacts, identity
 from adg.errors import InputError
 from adg.identity import HashCache
 
@@ -82,3 +86,60 @@ def test_the_hash_of_a_changed_file_is_made_anew(tmp_path: Path):
     path.write_text("two")
     os.utime(path, ns=(1, 1))
     assert HashCache(tmp_path / "cache.json").file(path) != before
+
+
+def test_the_hash_of_a_folder_is_made_of_several_files_at_once(tmp_path: Path, monkeypatch):
+    for i in range(5):
+        (tmp_path / f"a/{i}").parent.mkdir(exist_ok=True)
+        (tmp_path / f"a/{i}").write_text(f"content {i}")
+    files = identity.visible_files(tmp_path / "a")
+    expected = hashlib.sha256("".join(
+        f"a/{i} {hashlib.sha256(f'content {i}'.encode()).hexdigest()}\n" for i in range(5)
+    ).encode()).hexdigest()
+    together, read = threading.Barrier(2), identity._sha256
+
+    def read_beside_another(path: Path) -> str:
+        if path.name in ("3", "4"):
+            together.wait(timeout=60)  # an error where no other file is being read
+        return read(path)
+
+    monkeypatch.setattr(identity, "_sha256", read_beside_another)
+    cache = HashCache(tmp_path / "cache.json")
+    assert cache.tree(tmp_path, files) == expected
+    cache.save()
+    monkeypatch.setattr(identity, "_sha256", None)  # nothing is new: nothing is read
+    assert HashCache(tmp_path / "cache.json").tree(tmp_path, files) == expected
+    monkeypatch.setattr(identity, "_sha256", read)
+    (tmp_path / "a/3").write_text("other")
+    cache = HashCache(tmp_path / "cache.json")
+    assert cache.tree(tmp_path, files) != expected and cache.edited == {tmp_path / "a/3"}
+
+
+def test_a_pool_of_millions_has_larger_chunks():
+    sizes = {52_002: 500, 1_000_000: 500, 1_000_001: 1000, 2_000_001: 1500, 10_000_000: 5000}
+    for records, size in sizes.items():
+        assert artifacts.chunk_size_for(records) == size
+        assert len(artifacts.chunk_bounds(records, size)) <= 2000
+
+
+@pytest.mark.parametrize(("number", "of_files", "whole"), [
+    (errno.EINVAL, False, True), (errno.ENOTSUP, False, True),
+    (errno.EIO, False, False), (errno.EINVAL, True, False),
+])
+def test_a_file_system_that_flushes_no_folders_will_do(tmp_path, monkeypatch, number, of_files,
+                                                       whole):
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if of_files or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if whole:
+        artifacts.write_json(tmp_path / "x.json", {})
+        artifacts.flush_tree(tmp_path)
+        assert (tmp_path / "x.json").read_text() == "{}\n"
+    else:
+        with pytest.raises(OSError, match="x.json"):
+            artifacts.write_json(tmp_path / "x.json", {})

@@ -173,7 +173,8 @@ def test_the_released_recipe_differs_in_its_quirks_only():
                        ("llama3_alpaca_gpt4", "llama3_alpaca_gpt4_released"))
     assert {key for key in paper if paper[key] != released[key]} == {
         "output_dir", "generation.prompt", "generation.max_prompt_tokens",
-        "generation.min_new_tokens", "embedding.recipe", "embedding.layers",
+        "generation.min_new_tokens", "generation.strip_answers", "generation.dtype",
+        "embedding.dtype", "embedding.recipe", "embedding.layers",
         "embedding.token_weights", "embedding.empty_answers", "embedding.max_length",
         "embedding.instruction_max_length", "clustering.batch_size", "clustering.max_batch_share",
         "selection.recipe"}

@@ -1,10 +1,15 @@
+import functools
 import shutil
 from pathlib import Path
 
 import pytest
+from conftest import RECORDS
 
+from adg import artifacts, models
 from adg.errors import InputError
 from adg.models import identity, local_folder, source_of
+from embedding import embed
+from generation import prepare_pool
 
 
 @pytest.mark.parametrize(("name", "message"), [
@@ -73,3 +78,43 @@ def test_a_hub_models_revision_is_known(tiny_model: Path, tmp_path: Path, monkey
     assert "revision" not in local
     with pytest.raises(InputError, match="owner/tiny is no local folder, and the hub"):
         source_of("owner/tiny")  # main is not in the cache
+
+
+def test_the_hub_is_asked_once_for_a_name(config_file, stage, tiny_model, tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        return str(tiny_model)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr(models, "_snapshot", functools.cache(models._snapshot.__wrapped__))
+    stage(prepare_pool, config_file())
+    artifacts.write_jsonl(tmp_path / "run/answers/a.jsonl", (
+        {"id": record["id"], "instruction": record["instruction"], "generated_answers": ["x"] * 3}
+        for record in RECORDS))
+    stage(embed, config_file(), "model.name_or_path=owner/asked")
+    assert asked == [("owner/asked", None)]
+    source_of("owner/asked", "train.model_name_or_path")
+    source_of("owner/asked@v1")
+    assert asked == [("owner/asked", None), ("owner/asked", "v1")]
+
+
+def test_weights_are_read_again_only_where_they_changed(tiny_model, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    read, update = [], models._update_with_samples
+    monkeypatch.setattr(models, "_update_with_samples", lambda digest, path: (
+        read.append(path.name), update(digest, path)))
+    before = identity(str(copy))
+    assert identity(str(copy)) == before
+    assert read == ["model.safetensors"] * 2  # for all files, for the weights
+    assert identity(str(tiny_model)) | {"name": str(copy)} == before
+    del read[:]
+    weights = copy / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    after = identity(str(copy))
+    assert read == ["model.safetensors"] * 2
+    assert after["weights"] != before["weights"] and after["tokenizer"] == before["tokenizer"]

@@ -102,8 +102,11 @@ def test_prompts_can_be_seen(config_file, stage, tmp_path, capsys):
 def test_ranks_that_take_several_gpus_are_fewer(config_file, monkeypatch):
     monkeypatch.delenv("NPROC", raising=False)
     config = load_config(config_file(generation={"sampler": "vllm"}), [
-        "model.tensor_parallel_size=2", "embedding.gpus_per_model=4"])
-    assert [pipeline.ranks_for(name, config, 8) for name in ("sample", "embed", "finetune")] == [
-        4, 2, 8]
+        "model.tensor_parallel_size=2", "embedding.gpus_per_model=4", "eval.backend=vllm"])
+    assert {name: pipeline.ranks_for(name, config, 8) for name in (
+        "sample", "embed", "finetune", "evaluate")} == {
+            "sample": 4, "embed": 2, "finetune": 8, "evaluate": 4}
+    config.eval.backend = "hf"
+    assert pipeline.ranks_for("evaluate", config, 8) == 8
     monkeypatch.setenv("NPROC", "3")
     assert pipeline.ranks_for("sample", config, 3) == 3

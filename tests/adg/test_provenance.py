@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from conftest import RECORDS
 
-from adg import arrays, artifacts, provenance, score_and_select
+from adg import arrays, artifacts, distributed, provenance, score_and_select, watchdog
 from adg.config import Config, load_config
 from adg.errors import InputError
 from adg.geometry import centred_grams
 from adg.provenance import StageRun, begin
-from embedding import cluster
+from embedding import cluster, embed
 from generation import prepare_pool, sample_answers
 
 
@@ -335,3 +335,81 @@ def test_the_log_stays_locked_until_the_record_is_written(config_file, stage, ru
     monkeypatch.setattr(provenance, "_versions", attempt)
     stage(score_and_select, config_file())
     assert seen == [True]
+
+
+def test_a_chunk_size_left_open_is_chosen_once_for_a_run_folder(config_file, stage, tmp_path,
+                                                                monkeypatch):
+    def names(folder: str) -> list[str]:
+        return sorted(path.name for path in (tmp_path / "run" / folder).iterdir())
+
+    path = config_file(chunk_size=None)
+    stage(prepare_pool, path)
+    monkeypatch.setattr(artifacts, "chunk_size_for", lambda records: 3 if records == 10 else 99)
+    stage(sample_answers, path)
+    assert names("answers") == [f"{i:05d}.jsonl" for i in range(4)]
+    assert StageRun("sample", load_config(path, [])).record()["parameters"]["chunk_size"] == 3
+    with (tmp_path / "pool.jsonl").open("a") as pool:
+        pool.write(json.dumps(RECORDS[0] | {"id": "new"}) + "\n")
+    stage(prepare_pool, path)  # eleven records now
+    assert begin("sample", load_config(path, ["chunk_size=3"])) is not None  # it only grew
+    stage(sample_answers, path)
+    stage(embed, path)
+    assert names("answer_grams") == [f"{i:05d}.npy" for i in range(4)]
+    assert begin("embed", load_config(path, ["chunk_size=3"])) is None
+    with pytest.raises(InputError, match="chunk_size was 3 and is 4"):
+        begin("sample", load_config(path, ["chunk_size=4"]))
+
+
+def test_a_folder_made_with_a_given_chunk_size_goes_on_without_one(config_file, stage, tmp_path):
+    stage(prepare_pool, config_file())
+    stage(sample_answers, config_file())
+    path = config_file(chunk_size=None)
+    assert begin("sample", load_config(path, [])) is None
+    (tmp_path / "run/answers/00001.jsonl").unlink()
+    stage(sample_answers, path)
+    assert len(artifacts.JsonlRows(tmp_path / "run/answers/00001.jsonl")) == 4
+
+
+def test_a_chunk_size_left_open_is_500_for_a_small_pool(config_file, stage, tmp_path):
+    path = config_file(chunk_size=None)
+    stage(prepare_pool, path)
+    assert StageRun("sample", load_config(path, [])).chunk_size == 500
+    with pytest.raises(InputError, match="chunk_size is 0; it must be null or 1 or more"):
+        load_config(path, ["chunk_size=0"])
+
+
+def test_a_rank_that_waits_is_not_watched_and_the_one_that_finishes_is(config_file, pool_folder,
+                                                                       monkeypatch):
+    run = started("sample", load_config(config_file(), []))
+    watched = []
+    monkeypatch.setattr(distributed, "barrier", lambda name: watched.append(
+        not watchdog._watch.is_set()))
+    assert not watchdog._watch.is_set()
+    assert run.done_by_all(list)
+    assert watched == [False] and not watchdog._watch.is_set()
+    monkeypatch.setenv("RANK", "1")
+    assert not run.done_by_all(list)
+    assert watched == [False, False] and watchdog._watch.is_set()
+
+
+def test_what_rank_0_does_not_see_is_no_end(config_file, pool_folder, monkeypatch):
+    run = started("sample", load_config(config_file(), []))
+    monkeypatch.setattr(distributed, "barrier", lambda name: None)
+    with pytest.raises(InputError, match="sample: 2 chunks are not in .*run, though every rank"):
+        run.done_by_all(lambda: [1, 3])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    looks = iter([[1, 3], [3], []])  # as a network file system shows what another node wrote
+    monkeypatch.setattr(provenance.time, "sleep", lambda seconds: None)
+    assert run.done_by_all(lambda: next(looks))
+    watchdog.stop()
+
+
+def test_ranks_of_unlike_configurations_are_refused(config_file, stage, pool_folder, monkeypatch):
+    record = started("sample", load_config(config_file(), [])).record()
+    watchdog.stop()
+    monkeypatch.setattr(distributed, "agreed", lambda name, make: record)
+    monkeypatch.setenv("RANK", "1")
+    run = StageRun("sample", load_config(config_file(), ["generation.temperature=0.5"]))
+    with pytest.raises(InputError, match="generation.temperature was 1.4 and is 0.5: the former is "
+                                         "rank 0's"):
+        run.start()

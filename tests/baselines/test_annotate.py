@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import RECORDS, tree
 
-from adg import artifacts, score_and_select
+from adg import artifacts, distributed, score_and_select
 from adg.config import Config, load_config
 from adg.errors import InputError
-from baselines import annotate, engines, measure
+from baselines import annotate, engines, measure, tag_vectors
 from baselines.tag_vectors import encode, with_end
 from generation import prepare_pool
 
@@ -110,8 +110,11 @@ def test_ranks_and_kills_change_nothing(config_file, stage, tmp_path, settings, 
         stage(measure, *other, "selection.mig.annotator.max_tag_tokens=6")
     with monkeypatch.context() as patch:
         patch.setattr(annotate, "load_tagger", killed)  # all tags are there
-        for rank in range(3):
-            stage(measure, *other, rank=rank, world=3)
+        write, wrote = tag_vectors.write_tag_vectors, []
+        patch.setattr(tag_vectors, "write_tag_vectors", lambda *own: (
+            wrote.append((distributed.rank(), len(list(own[0].glob("0*.jsonl"))))), write(*own))[1])
+        stage(measure, *other, world=3)
+    assert wrote == [(0, 3)]
     assert tree(tmp_path / "other/measures/mig") == alone
     stage(measure, *other, "--overwrite")
     assert tree(tmp_path / "other/measures/mig") == alone

@@ -64,8 +64,7 @@ def test_from_pool_to_subset(config_file, stage, settings, encoder, tmp_path, ca
     stage(prepare_pool, config_file())
     stage(measure, config_file(), *settings, "--dry-run")
     assert "disk      5.2 KiB at most" in capsys.readouterr().out  # 10 x (400 + 4 x 32) bytes
-    stage(measure, config_file(), *settings, rank=0, world=2)
-    stage(measure, config_file(), *settings, rank=1, world=2)
+    stage(measure, config_file(), *settings, world=2)
     folder = tmp_path / "run/measures/superfiltering_d"
     assert list(tree(folder)) == [f"0000{i}.{suffix}" for i in range(3)
                                   for suffix in ("jsonl", "npy")]

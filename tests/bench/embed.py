@@ -80,6 +80,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--tokens-per-batch", type=int, default=1024)
     parser.add_argument("--no-shared-prompts", action="store_true", help="ours without sharing")
+    parser.add_argument("--row-by-row", action="store_true", help="ours with attention over shared "
+                        "prompts row by row, as on a CPU, and not in one call a layer")
     parser.add_argument("--llama-8b", action="store_true",
                         help="a random Llama of 8B in place of the run's model")
     parser.add_argument("--way", choices=tuple(WAYS), help=argparse.SUPPRESS)
@@ -232,7 +234,8 @@ def plain_way(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Call
 def our_way(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Callable:
     windows = [window_layers(WINDOW, model.config.num_hidden_layers)]
     embedder = Embedder(model, windows, tokens_per_batch=arguments.tokens_per_batch,
-                        share_prompts=not arguments.no_shared_prompts)
+                        share_prompts=not arguments.no_shared_prompts,
+                        one_call=not arguments.row_by_row)
 
     def embed(rows: list[Row]) -> tuple[np.ndarray, list[Row]]:
         return embedder.embed(rows)[:, 0], [part for row in rows for part in embedder.parts(row)]
@@ -267,11 +270,12 @@ def useful_flops(row: Row, model: Any) -> float:
     return 2 * weights * (prompt + sum(texts)) + 4 * pairs * width * len(stack)
 
 
-def matmul_peak(model: Any) -> float:
-    """FLOP/s of a 4,096 x 4,096 product on the model's device in its dtype: the best of 10."""
+def matmul_peak(model: Any, size: int = 4096) -> float:
+    """FLOP/s of a product of two square matrices on the model's device in its dtype: the best of
+    10."""
     import torch
 
-    a, b = (torch.randn(4096, 4096, device=model.device, dtype=model.dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=model.device, dtype=model.dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
         synchronise()
@@ -279,7 +283,7 @@ def matmul_peak(model: Any) -> float:
         a @ b
         synchronise()
         best = min(best, time.perf_counter() - start)
-    return 2 * 4096**3 / best
+    return 2 * size**3 / best
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import RECORDS, tree
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from adg import artifacts, distributed, weights
-from adg.config import GenerationConfig
+from adg.config import GenerationConfig, load_config
 from adg.errors import InputError
 from adg.geometry import centred_grams
 from adg.models import load_tokenizer
 from adg.prompts import Prompter
 from embedding import embed
+from embedding.forward import Embedder
 from generation import prepare_pool
 
 ANSWERS = [[f"Answer {k} to {i}, é{'!' * k}" for k in range(3)] for i in range(len(RECORDS))]
@@ -74,8 +76,7 @@ def test_one_rank_and_three_and_a_restart_give_the_same_bytes(config_file, stage
     alone = [tree(answered / name) for name in ("instruction_embeddings", "answer_grams")]
     assert [len(files) for files in alone] == [3, 3]
     (answered / "answer_grams/00002.npy").unlink()
-    for rank in range(3):
-        stage(embed, config_file(), rank=rank, world=3)
+    stage(embed, config_file(), world=3)
     assert [tree(answered / name) for name in ("instruction_embeddings", "answer_grams")] == alone
     assert not (answered / "answer_embeddings").exists()
 
@@ -132,8 +133,7 @@ def test_what_was_cut_is_counted_over_ranks_and_restarts(config_file, stage, ans
     path = config_file(embedding={"max_length": 400, "instruction_max_length": 4})
     stage(embed, path, rank=0, world=2)  # the first and the third chunk
     (answered / "answer_grams/00000.npy").unlink()  # as if killed between its two files
-    stage(embed, path, rank=1, world=2)
-    stage(embed, path)
+    stage(embed, path, world=2)
     line = json.loads((answered / "log.jsonl").read_text().splitlines()[-1])
     tokenizer = load_tokenizer(Path(line["inputs"]["model"]["name"]), trust_remote_code=False)
     longer = [record for record in RECORDS
@@ -187,3 +187,56 @@ def test_the_recorded_line_counts_what_was_done(config_file, stage, answered):
     assert (line["stage"], line["records"]) == ("embed", 10)
     assert {"pool.jsonl", "answers/", "model"} <= set(line["inputs"])
     assert line["versions"]["torch"] == torch.__version__
+
+
+def test_the_next_chunk_is_prepared_while_one_is_embedded(config_file, stage, answered,
+                                                         monkeypatch):
+    prepared = [threading.Event() for _ in range(3)]
+    prepare, compute = embed.prepare, Embedder.embed
+
+    def seen(run, index, *others):
+        prepared[index].set()
+        return prepare(run, index, *others)
+
+    def embedded(self, rows):
+        following = prepared[min(2, len(list((answered / "answer_grams").glob("*.npy"))) + 1)]
+        assert following.wait(timeout=60)
+        return compute(self, rows)
+
+    monkeypatch.setattr(embed, "prepare", seen)
+    monkeypatch.setattr(Embedder, "embed", embedded)
+    stage(embed, config_file())
+    assert len(load(answered, "answer_grams")) == 10
+
+
+def test_an_error_of_a_chunk_comes_when_those_before_it_are_written(config_file, stage, answered):
+    rows = [{"id": record["id"], "generated_answers": texts, "token_ids": [[5, 6], [7], [8, 9]]}
+            for record, texts in zip(RECORDS, ANSWERS, strict=True)]
+    rows[5]["token_ids"][1] = [99999]
+    for path in (answered / "answers").iterdir():
+        path.unlink()
+    artifacts.write_jsonl(answered / "answers/a.jsonl", rows)
+    with pytest.raises(InputError, match="token_ids holds 99999"):
+        stage(embed, config_file())
+    assert [path.name for path in (answered / "answer_grams").iterdir()] == ["00000.npy"]
+    rows[5]["token_ids"][1] = [7]
+    artifacts.write_jsonl(answered / "answers/a.jsonl", rows)
+    stage(embed, config_file(), "--overwrite")
+    assert len(load(answered, "answer_grams")) == 10
+
+
+def test_a_model_is_read_straight_to_its_device(config_file, tiny_model, monkeypatch):
+    """As on a GPU: by a device map of one place, which leaves no hook in the model."""
+    asked, read = [], AutoModel.from_pretrained
+    monkeypatch.setattr(AutoModel, "from_pretrained", lambda folder, **options:
+                        asked.append(options.get("device_map")) or read(folder, **options))
+    config = load_config(config_file(), [])
+    expected = weights.load(AutoModel, tiny_model, "float32", config)
+    monkeypatch.setattr(distributed, "device", lambda: "cpu:0")
+    found = weights.load(AutoModel, tiny_model, "float32", config)
+    assert asked == [None, {"": "cpu:0"}]
+    assert not any(hasattr(module, "_hf_hook") for module in found.modules())
+    tensors = dict(found.named_parameters()) | dict(found.named_buffers())
+    for name, tensor in (*expected.named_parameters(), *expected.named_buffers()):
+        assert torch.equal(tensors[name], tensor) and tensors[name].device.type == "cpu"
+    assert not found.training

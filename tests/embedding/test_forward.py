@@ -96,14 +96,13 @@ def test_a_shared_prompt_is_read_once(tiny_model, monkeypatch):
 
 
 def test_a_model_that_mixes_answers_gets_a_prompt_for_each(tiny_model, monkeypatch, capsys):
-    pack = shared_prompts.pack
+    branches_of = shared_prompts.branches_of
 
     def mixed(batch):
         """Each text at the places of the row's last one."""
-        *arrays, branches = pack(batch)
-        return *arrays, [own._replace(texts=own.texts[[-1] * len(own.texts)]) for own in branches]
+        return [own._replace(texts=own.texts[[-1] * len(own.texts)]) for own in branches_of(batch)]
 
-    monkeypatch.setattr(shared_prompts, "pack", mixed)
+    monkeypatch.setattr(shared_prompts, "branches_of", mixed)
     own = embedder(tiny_model)
     assert not own.shares and "a prompt of its own" in capsys.readouterr().out
     expected = [vector for row in rows() for vector in by_hand(tiny_model, row, LAST_FOUR)]

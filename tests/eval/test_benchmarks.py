@@ -8,6 +8,7 @@ from adg.config import BENCHMARKS as MAIN
 from adg.errors import InputError
 from eval import tables
 from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
+from eval.formats import as_text
 from eval.results import read_published
 
 
@@ -42,9 +43,10 @@ def evaluated(run: Path, name: str, scores: dict, questions: dict, *, seed: int 
               pool: str = "alpaca_gpt4_data.json", num_answers: int = 5, weight: float = 0.4,
               epochs: int = 5) -> None:
     """What the stages leave of an evaluated model, as far as tables read it."""
+    stderrs = dict.fromkeys(scores, 1.0)
     artifacts.write_json(run / "eval" / name / "scores.json", {
         "scores": scores, "groups": group_scores(scores), "questions": questions,
-        "stderr": dict.fromkeys(scores, 1.0), "group_stderr": {}})
+        "stderr": stderrs, "group_stderr": group_stderrs(stderrs)})
     selection, subset = name.rsplit("-", 1)
     records = {
         "prepare": {"inputs": {"pool.path": {"name": pool}}},
@@ -81,11 +83,13 @@ def test_a_row_says_what_it_is_and_lies_beside_its_published_cell(tmp_path: Path
                         "TruthfulQA", "MBPP", "HumanEval", "Reasoning", "Knowledge", "Code",
                         "Average"]
     bottom, top, *paper = table[2:]
-    assert bottom == ["mine: adg-bottom", "ADG, bottom", "LLaMA3-8B", "Alpaca-GPT4", "10,000",
-                      "12.00*", "5.00", "–", "–", "–", "–", "8.50*", "–", "–", "–"]
+    assert bottom == [
+        "mine: adg-bottom", "ADG, bottom", "LLaMA3-8B", "Alpaca-GPT4", "10,000", "12.00* se 1.00",
+        "5.00 se 1.00", "–", "–", "–", "–", "8.50* se 0.71", "–", "–", "–"]
     assert top[:5] == ["mine: adg-top", "ADG", "LLaMA3-8B", "Alpaca-GPT4", "10,000"]
-    assert top[5:] == ["51.00"] * 6 + ["51.00 (+0.89)", "51.00 (-9.31)", "51.00 (+8.86)",
-                                       "51.00 (+0.15)"]
+    assert top[5:] == ["51.00 se 1.00"] * 6 + [
+        "51.00 (+0.89) se 0.71", "51.00 (-9.31) se 0.71", "51.00 (+8.86) se 0.71",
+        "51.00 (+0.15) se 0.41"]
     assert len(paper) == 8 and {line[2] for line in paper} == {"LLaMA3-8B"}
     assert paper[-1][5:] == ["–"] * 6 + ["50.11", "60.31", "42.14", "50.85"]
 
@@ -108,6 +112,31 @@ def test_seeds_of_one_cell_become_a_mean_and_other_settings_do_not(tmp_path: Pat
     assert ours[3].identity.variant == "K = 3, lambda = 0"
     assert ours[4].identity == ("Random", "y", "mine.jsonl", "10,000", "")
     assert ours[4].cells["Average"].delta is None and ours[4].cells["bbh"].stderr == 1.0
+    assert "52.00 ± 2.00 (+1.15)" in as_text(tables.as_table(ours, []))
+
+
+def test_runs_of_other_pools_or_models_are_no_seeds_of_one_cell(tmp_path: Path):
+    given = {}
+    for seed, (name, changed) in enumerate({
+            "one": {}, "two": {}, "pool": {("prepare", "pool.path")},
+            "drawer": {("sample", "model")}, "tuned": {("finetune-adg-top", "train.model")},
+            "hand": {("select-adg", "pool.jsonl")}}.items()):
+        run = tmp_path / name
+        evaluated(run, "adg-top", *whole(50.0 + seed), seed=seed)
+        for label, source in (("prepare", "pool.path"), ("sample", "model"),
+                              ("finetune-adg-top", "train.model"), ("select-adg", "pool.jsonl")):
+            path = run / f"provenance/{label}.json"
+            record = json.loads(path.read_text())
+            record.setdefault("inputs", {}).setdefault(source, {})["sha256"] = (
+                "other" if (label, source) in changed else "same")
+            record["inputs"]["eval.data_dir"] = {"sha256": name}  # decides no subset and no model
+            artifacts.write_json(path, record)
+        given[name] = run
+    rows, _ = tables.collect(list(given.values()))
+    assert [row.names for row in rows if row.source == "ours"] == [
+        ("one: adg-top", "two: adg-top"), ("pool: adg-top",), ("drawer: adg-top",),
+        ("tuned: adg-top",), ("hand: adg-top",)]
+    assert len({row.identity for row in rows if row.source == "ours"}) == 1
 
 
 def test_other_settings_than_the_papers_are_said_and_have_no_difference(tmp_path: Path):
@@ -121,9 +150,12 @@ def test_other_settings_than_the_papers_are_said_and_have_no_difference(tmp_path
     assert own[0].endswith("train.epochs 1 (5).")
     path = tmp_path / "paper/provenance/sample.json"
     artifacts.write_json(path, json.loads(path.read_text()) | {
-        "parameters": {"generation.num_answers": 5, "seed": 1, "generation.temperature": 0.7}})
+        "parameters": {"generation.num_answers": 5, "seed": 1, "generation.temperature": 0.7,
+                       "generation.top_p": 0.9}})  # and no top-k yet
+    artifacts.write_json(tmp_path / "paper/provenance/evaluate-adg-top.json", {
+        "stage": "evaluate adg-top", "parameters": {"eval.backend": "hf"}})  # the same numbers
     rows, notes = tables.collect([tmp_path / "paper"])
-    assert rows[0].differs == ("generation.temperature 0.7 (1.4)",)
+    assert rows[0].differs == ("generation.temperature 0.7 (1.4)", "generation.top_k null (50)")
 
 
 def test_models_go_by_their_names_whatever_the_revision_or_cache(tmp_path: Path):
@@ -165,7 +197,8 @@ def test_four_formats_hold_the_same_numbers(tmp_path: Path, stage, capsys):
     for text in printed.values():
         assert "ADG" in text and "50.85" in text and "51.0" in text
     assert r"a\_b: adg-top & ADG & LLaMA3-8B" in printed["latex"]
-    assert "51.00 ($-$9.31)" in printed["latex"] and r"\bottomrule" in printed["latex"]
+    assert "51.00 ($-$9.31) se 0.71" in printed["latex"] and r"\bottomrule" in printed["latex"]
+    assert "se: standard error of a single run" in printed["text"]
     row = json.loads(printed["json"])["rows"][0]
     assert row["numbers"]["Average"]["delta"] == pytest.approx(0.15)
     assert row["numbers"]["bbh"]["stderr"] == 1.0
@@ -177,7 +210,7 @@ def test_the_chinese_pool_has_its_own_columns(tmp_path: Path):
     evaluated(tmp_path / "zh", "adg-top", {"cmmlu": 46.0, "ceval-valid": 45.0},
               {"cmmlu": 11582, "ceval-valid": 1346}, pool="alpaca_gpt4_data_zh.json")
     rows, notes = tables.collect([tmp_path / "zh"])
-    text = tables.as_text(rows, notes)
+    text = as_text(tables.as_table(rows, notes))
     assert "CMMLU" in text and "C-Eval" in text and "44.02" in text
 
 

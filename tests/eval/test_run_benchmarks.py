@@ -1,18 +1,19 @@
 """The six benchmarks through lm-eval: as lm-eval has them, whatever the rank count."""
 
 import json
+import os
 import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, command
 
-from adg import artifacts
+from adg import artifacts, distributed
 from adg.config import load_config
 from adg.errors import InputError
-from eval import fetch_benchmarks, harness, run_benchmarks
+from eval import fetch_benchmarks, harness, run_benchmarks, shared_model
+from eval.backends import load_model
 from eval.benchmarks import BENCHMARKS
-from eval.shared_model import load_model
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,22 @@ def test_programs_run_apart_and_within_limits():
     assert not harness.passes("assert 1 + 1 == 3")
     assert not harness.passes("x = bytearray(8 << 30)")
     assert not harness.passes("import os; assert os.environ.get('PATH')")
-    assert harness.pass_at_1(["assert f() == 1"], [["def f():\n    return 1"]]) == 1.0
-    assert harness.pass_at_1("assert f() == 1", ["def f():\n    return 2"]) == 0.0
+    assert harness.passes("import os; assert dict(os.environ, LC_CTYPE='') == {'LC_CTYPE': '', "
+                          "'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}")
+    assert harness.pass_at_1(["assert f() == 1"], [["def f():\n    return 1"]]).result() == 1.0
+    assert harness.pass_at_1("assert f() == 1", ["def f():\n    return 2"]).result() == 0.0
+
+
+def test_programs_run_side_by_side_and_their_verdicts_stay_in_place(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(harness.os, "sched_getaffinity", lambda process: {0, 1})
+    harness._workers.cache_clear()
+    os.mkfifo(tmp_path / "pipe")  # to open either end waits for the other
+    programs = [f"assert open({str(tmp_path / 'pipe')!r}).read() == 'x'", "assert False",
+                f"with open({str(tmp_path / 'pipe')!r}, 'w') as file: file.write('x')"]
+    verdicts = [harness.pass_at_1("", [program]) for program in programs]
+    assert harness.plain(verdicts) == [1.0, 0.0, 1.0]
+    assert harness._solved(verdicts) == pytest.approx(2 / 3)
+    harness._workers.cache_clear()
 
 
 def test_a_program_that_does_not_end_is_ended_with_all_it_started(monkeypatch, tmp_path: Path):
@@ -114,6 +129,49 @@ def test_a_benchmark_that_was_cut_short_asks_for_the_rest_only(
         own["resps"] for own in whole["samples"][name]]
     run()
     assert not calls
+
+
+def test_four_ranks_read_a_question_once_and_rank_0_alone_loads_it(config_file, manager, tiny_model,
+                                                                   monkeypatch, tmp_path: Path):
+    config = load_config(config_file(), ["eval.batch_size=1", "eval.name=base"])
+    model, passes, dealt = load_model(tiny_model, config), [], []
+    plain = model._model_call
+
+    def evaluate() -> dict:
+        run_benchmarks.evaluate_missing(["mmlu"], tmp_path, manager, {"mmlu": tasks}, config)
+        return json.loads((tmp_path / "mmlu.json").read_text())
+
+    def scatter(shares: list) -> tuple:
+        dealt.append(shares)
+        return shares[0]
+
+    def gather(results: dict) -> dict:
+        for share in dealt[-1][1:]:
+            results |= model._compute(*share)
+        return results
+
+    tasks = harness.leaf_tasks(manager, "mmlu")
+    tasks = harness.require_data(manager, tasks, ROOT / "configs/demo/benchmarks", "mmlu")
+    monkeypatch.setattr(run_benchmarks, "load_model", lambda *_: model)
+    monkeypatch.setattr(model, "_model_call", lambda *own: passes.append(1) or plain(*own))
+    alone = evaluate()
+    assert len(passes) == alone["questions"] == len(tasks) > 3
+    passes.clear()
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setattr(shared_model, "_scatter", scatter)
+    monkeypatch.setattr(shared_model, "_gather", gather)
+    assert evaluate()["lm_eval"]["samples"] == alone["lm_eval"]["samples"]
+    assert len(passes) == len(tasks)
+    assert all(len(arguments) == 4 for _, arguments, _ in dealt[0])
+    assert dealt[-1] == [None] * 4  # the other ranks may go
+
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(harness, "evaluate", None)  # not for rank 1
+    asked = [dealt[0][1], None]
+    monkeypatch.setattr(shared_model, "_scatter", lambda nothing: asked.pop(0))
+    monkeypatch.setattr(shared_model, "_gather", lambda results: dealt.append(set(results)))
+    run_benchmarks.evaluate_missing(["mmlu"], tmp_path, None, {}, config)
+    assert dealt[-1] == set(dealt[0][1][1]) and not asked
 
 
 def test_the_chinese_benchmarks_read_local_data(config_file, tiny_model, tmp_path):

@@ -113,12 +113,10 @@ def test_a_killed_run_goes_on_with_other_ranks(sampled, stage):
     (run / "answers/00001.jsonl").unlink()  # as if killed after the vectors, before the answers
     (run / "answers/00002.jsonl").unlink()
     (run / "answer_grams/00002.npy").unlink()  # and between two files of vectors
-    for rank in range(3):
-        stage(sample_answers, path, rank=rank, world=3)
+    stage(sample_answers, path, world=3)
     assert {name: tree(run / name) for name in before} == before
     assert all(gap(load(run, name), own) < 1e-5 for name, own in vectors.items())
-    for rank in range(2):
-        stage(embed, path, rank=rank, world=2)
+    stage(embed, path, world=2)
     assert log_of(run, "embed")["vector_sources"] == {"sampling": "0-2"}
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,15 +33,30 @@ def test_one_rank_and_three_and_a_restart_give_the_same_bytes(config_file, stage
     stage(sample_answers, config_file())
     alone = tree(prepared / "answers")
     assert sorted(alone) == ["00000.jsonl", "00001.jsonl", "00002.jsonl"]
-    stage(sample_answers, config_file(), "--overwrite")
+    stage(sample_answers, config_file(), "--overwrite", world=2)
     assert tree(prepared / "answers") == alone
     (prepared / "answers/00001.jsonl").unlink()  # as if killed before this chunk
     (prepared / "answers/.00001.jsonl.partial").write_text("half of a chu")
-    for rank in range(3):
-        stage(sample_answers, config_file(), rank=rank, world=3)
+    stage(sample_answers, config_file(), world=3)
     assert tree(prepared / "answers") == alone
     log = [json.loads(line) for line in (prepared / "log.jsonl").open()]
     assert [line["records"] for line in log if line["stage"] == "sample"] == [10, 10, 4]
+
+
+def test_what_a_lost_rank_leaves_is_shared_by_all(config_file, stage, prepared):
+    path = config_file(chunk_size=2)
+    stage(sample_answers, path)
+    alone = tree(prepared / "answers")
+    lost = [prepared / f"answers/0000{i}.jsonl" for i in (1, 3)]  # rank 1's of two
+    for chunk in lost:
+        chunk.unlink()
+    stage(sample_answers, path, rank=0, world=2)
+    assert [chunk.exists() for chunk in lost] == [True, False]
+    lost[0].unlink()
+    stage(sample_answers, path, world=2)
+    assert tree(prepared / "answers") == alone
+    line = json.loads((prepared / "log.jsonl").read_text().splitlines()[-1])
+    assert (line["records"], line["world_size"]) == (4, 2)
 
 
 def test_rows_follow_the_pool_and_carry_the_reasons(config_file, stage, prepared):
@@ -195,23 +211,37 @@ def test_a_prompt_without_room_is_left_without_answers_or_cut(config_file, stage
     assert line["cut_prompts"] == len(rejected) and "rejected_prompts" not in line
 
 
-def test_the_samplers_draw_from_the_models_distribution(config_file, stage, tmp_path, tiny_model):
+@pytest.mark.parametrize(("top_k", "engines"), [(40, ("transformers", "vllm")),
+                                                (None, ("transformers",))])
+def test_the_samplers_draw_from_the_models_distribution(config_file, stage, tmp_path, tiny_model,
+                                                        top_k, engines):
     """Chi-square of 2,000 first tokens by each engine against the model's own probabilities."""
     import torch
     from scipy.stats import chisquare
-    from transformers import AutoModelForCausalLM, TemperatureLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        AutoModelForCausalLM,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     artifacts.write_jsonl(tmp_path / "same.jsonl", (
         {"id": str(i), "instruction": "Name a colour.", "output": "Red."} for i in range(40)))
     overrides = [f"pool.path={tmp_path / 'same.jsonl'}", "chunk_size=40"]
-    settings = {"num_answers": 50, "max_new_tokens": 1, "min_new_tokens": 0}
+    settings = {"num_answers": 50, "max_new_tokens": 1, "min_new_tokens": 0, "top_k": top_k}
     tokenizer = load_tokenizer(tiny_model, trust_remote_code=False)
     prompt = Prompter("alpaca", tokenizer, GenerationConfig()).ids(
         {"instruction": "Name a colour.", "input": ""})
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     with torch.inference_mode():
         logits = model(torch.tensor([prompt])).logits[:, -1]
-    warped = TopPLogitsWarper(0.9)(None, TemperatureLogitsWarper(1.4)(None, logits))[0]
+    warped = TemperatureLogitsWarper(1.4)(None, logits)
+    nucleus = int(torch.isfinite(TopPLogitsWarper(0.9)(None, warped)).sum())
+    if top_k:
+        warped = TopKLogitsWarper(top_k)(None, warped)
+    warped = TopPLogitsWarper(0.9)(None, warped)[0]
+    if top_k:
+        assert torch.isfinite(warped).sum() < min(top_k, nucleus)  # both leave something out
     expected: Counter[str] = Counter()
     for token, share in enumerate(torch.softmax(warped, -1).tolist()):
         text = tokenizer.decode([token], skip_special_tokens=True)
@@ -219,7 +249,7 @@ def test_the_samplers_draw_from_the_models_distribution(config_file, stage, tmp_
     assert expected.total() == pytest.approx(2000)
     common = [text for text, number in expected.items() if number >= 5]
     assert len(common) > 10
-    for sampler in ("transformers", "vllm"):
+    for sampler in engines:
         path = config_file(generation=settings | {"sampler": sampler})
         own = [path, *overrides, f"output_dir={tmp_path / sampler}"]
         stage(prepare_pool, *own)
@@ -235,35 +265,40 @@ def test_the_samplers_draw_from_the_models_distribution(config_file, stage, tmp_
                          sum_check=False).pvalue > 0.001
 
 
-def test_two_agents_share_a_run_folder(config_file, stage, prepared):
+def test_two_agents_share_what_a_lost_one_left(config_file, stage, prepared):
     """As on two nodes: two torchruns of one rank each that find each other."""
-    stage(sample_answers, config_file())
+    path = config_file(chunk_size=2)
+    stage(sample_answers, path)
     alone = tree(prepared / "answers")
-    stage(prepare_pool, config_file(output_dir=str(prepared.parent / "two")))
+    shutil.copytree(prepared, prepared.parent / "two")
+    for i in (1, 3):
+        (prepared.parent / f"two/answers/0000{i}.jsonl").unlink()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     agents = [subprocess.Popen(
         [sys.executable, "-m", "adg.launch", "--nnodes=2", "--nproc_per_node=1",
          "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test",
-         "-m", "generation.sample_answers", str(config_file()),
+         "-m", "generation.sample_answers", str(path),
          f"output_dir={prepared.parent / 'two'}"],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
     assert [agent.wait() for agent in agents] == [0, 0]
     assert tree(prepared.parent / "two/answers") == alone
     line = json.loads((prepared.parent / "two/log.jsonl").read_text().splitlines()[-1])
-    assert (line["stage"], line["world_size"]) == ("sample", 2)
+    assert (line["stage"], line["records"], line["world_size"]) == ("sample", 4, 2)
 
 
 def test_vllm_draws_the_same_alone_and_under_torchrun(config_file, stage, prepared):
-    """The real engine through the real commands: one process, then two ranks, the same bytes."""
+    """The real engine through the real commands: one process, then two ranks whose engines have
+    processes of their own, the same bytes."""
     path = config_file(generation={"sampler": "vllm", "prompt": "chat"})
     assert command("generation.sample_answers", path).returncode == 0
     alone = tree(prepared / "answers")
     texts = [text for row in artifacts.JsonlRows(prepared / "answers")
              for text in row["generated_answers"]]
     assert len(texts) == 30 and len(set(texts)) > 20
-    other = [path, f"output_dir={prepared.parent / 'other'}", "embedding.source=sampling"]
+    other = [path, f"output_dir={prepared.parent / 'other'}", "embedding.source=sampling",
+             "generation.engine_process=true"]
     stage(prepare_pool, *other)
     result = command("generation.sample_answers", *other, ranks=2)
     assert result.returncode == 0, result.stderr

@@ -1,13 +1,17 @@
 """What the worker asks of vLLM, and its sums over steps, with stand-ins for the engine's parts."""
 
+import os
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from adg.config import load_config
 from adg.errors import InputError
+from adg.vllm_options import engine_options
 
 vllm_worker = pytest.importorskip("generation.vllm_worker")
 
@@ -27,6 +31,20 @@ def test_another_engine_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(vllm_worker.vllm, "__version__", "0.33.1")
     with pytest.raises(InputError, match="made for vLLM 0.32.0, and this is 0.33.1.*forward"):
         vllm_worker.check_engine(engine())
+
+
+def test_an_engine_starts_without_compiling_flashinfers_sampler(config_file, monkeypatch):
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    config = load_config(config_file(), [])
+    monkeypatch.setattr(topk_topp_sampler.current_platform, "is_cuda", lambda: True)
+    with mock.patch.dict(os.environ):
+        os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
+        engine_options(config, own_process=False)
+        assert not topk_topp_sampler.flashinfer_sampler_supported()
+        os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "1"
+        engine_options(config, own_process=False)
+        assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == "1"  # a user's own stays
 
 
 def test_a_model_without_side_outputs_is_refused_by_name():

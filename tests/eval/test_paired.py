@@ -1,0 +1,115 @@
+"""Two evaluated models compared question by question."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+from scipy.stats import norm, ttest_rel
+
+from adg import artifacts
+from adg.config import BENCHMARKS as MAIN
+from adg.errors import InputError
+from eval import paired, tables
+from eval.benchmarks import BENCHMARKS
+
+
+def asked(folder: Path, values: dict[str, list[float]], *, other: tuple[str, int] | None = None
+          ) -> Path:
+    """An evaluated model: {benchmark: value of each question}, over two tasks each."""
+    artifacts.write_json(folder / "scores.json", {"scores": {}, "groups": {}, "questions": {}})
+    for name, numbers in values.items():
+        metric, filtered = BENCHMARKS[name].metric.split(",")
+        samples: dict[str, list] = {"b": [], "a": []}
+        for place, value in enumerate(numbers):
+            text = "other" if (name, place) == other else f"{name} {place}"
+            samples["ba"[place % 2]] += [
+                {"doc_id": place // 2, "doc_hash": text, "filter": filtered, metric: value},
+                {"doc_id": place // 2, "doc_hash": text, "filter": "another", metric: 0.5}]
+        artifacts.write_json(folder / f"{name}.json", {
+            "metric": BENCHMARKS[name].metric, "tasks": ["b", "a"],
+            "lm_eval": {"samples": samples}})
+    return folder
+
+
+FIRST = {name: [float((place * 7 + number) % 3 > 0) for place in range(10 + number)]
+         for number, name in enumerate(MAIN)}
+SECOND = {name: [float((place * 5 + number) % 4 > 1) for place in range(10 + number)]
+          for number, name in enumerate(MAIN)}
+
+
+def test_differences_and_errors_are_those_of_the_questions(tmp_path: Path, stage, capsys):
+    asked(tmp_path / "ours/eval/adg-top", FIRST)
+    asked(tmp_path / "ours/eval/random-top", SECOND | {"cmmlu": [1.0, 0.0]})
+    stage(tables, tmp_path / "ours/eval/adg-top", tmp_path / "ours/eval/random-top", "--paired",
+          "--format", "json")
+    printed = json.loads(capsys.readouterr().out)
+    assert "only one of the two has it: CMMLU" in printed["notes"][1]
+    rows = {row["name"]: row for row in printed["rows"]}
+    assert list(rows) == ["BBH", "GSM8K", "MMLU", "TruthfulQA", "MBPP", "HumanEval", "Reasoning",
+                          "Knowledge", "Code", "Average"]
+    errors = {}
+    for name in MAIN:
+        row = rows[BENCHMARKS[name].title]
+        ours, theirs = FIRST[name], SECOND[name]
+        assert row["questions"] == len(ours)
+        assert row["difference"] == pytest.approx(100 * (sum(ours) - sum(theirs)) / len(ours))
+        apart = [a - b for a, b in zip(ours, theirs, strict=True)]
+        errors[name] = 100 * statistics.stdev(apart) / len(apart) ** 0.5
+        assert row["stderr"] == pytest.approx(errors[name])
+        assert row["p"] == pytest.approx(ttest_rel(ours, theirs).pvalue)
+    groups = {group: (a, b) for group, a, b in (("Reasoning", "bbh", "gsm8k"), (
+        "Knowledge", "mmlu", "truthfulqa_mc2"), ("Code", "mbpp", "humaneval"))}
+    for group, (a, b) in groups.items():
+        row = rows[group]
+        assert row["difference"] == pytest.approx(
+            (rows[BENCHMARKS[a].title]["difference"] + rows[BENCHMARKS[b].title]["difference"]) / 2)
+        assert row["stderr"] == pytest.approx(math.hypot(errors[a], errors[b]) / 2)
+        assert row["p"] == pytest.approx(2 * norm.sf(abs(row["difference"]) / row["stderr"]))
+    average = rows["Average"]
+    assert average["difference"] == pytest.approx(
+        sum(rows[group]["difference"] for group in groups) / 3)
+    assert average["stderr"] == pytest.approx(math.hypot(*errors.values()) / 6)
+
+
+def test_a_table_for_people(tmp_path: Path, stage, capsys):
+    asked(tmp_path / "a/eval/adg-top", {"gsm8k": [1.0, 1.0, 0.0, 1.0]})
+    asked(tmp_path / "b/eval/adg-top", {"gsm8k": [1.0, 0.0, 0.0, 0.0]})
+    stage(tables, tmp_path / "a", tmp_path / "b/eval/adg-top", "--paired", "--format", "text")
+    head, line, *_ = capsys.readouterr().out.splitlines()
+    assert head.split("  ")[-1] == "p" and "a: adg-top  b: adg-top  difference" in head
+    assert line.split() == ["GSM8K", "4", "of", "1319", "75.00", "25.00", "+50.00", "28.87",
+                            "0.182"]
+    for kind in ("markdown", "latex"):
+        stage(tables, tmp_path / "a", tmp_path / "b", "--paired", "--format", kind)
+        assert "28.87" in capsys.readouterr().out
+    stage(tables, tmp_path / "a", tmp_path / "a", "--paired")
+    _, rule, line, *_ = capsys.readouterr().out.splitlines()
+    assert rule.endswith(" | --: |") and line.endswith(" |      +0.00 | 0.00 |   – |")
+    assert not (tmp_path / "a/tables.md").exists()
+
+
+def test_what_cannot_be_paired_is_named(tmp_path: Path, stage):
+    run = tmp_path / "run"
+    for name in ("adg-top", "base"):
+        asked(run / "eval" / name, FIRST)
+    few = asked(tmp_path / "few", {"gsm8k": FIRST["gsm8k"][:6]})
+    changed = asked(tmp_path / "changed", FIRST, other=("mmlu", 4))
+    first = run / "eval/adg-top"
+    for runs, message in (
+            ([run, first], "run/ holds 2 evaluated models: give one of .*adg-top, .*base"),
+            ([first, tmp_path], "holds no evaluated model and is none"),
+            ([first], "two evaluated models; 1 given"),
+            ([first, first, first], "two evaluated models; 3 given")):
+        with pytest.raises(InputError, match=message):
+            stage(tables, *runs, "--paired")
+    with pytest.raises(InputError, match="GSM8K: .* has 11 questions and .* 6, of which 6 are the"):
+        paired.by_benchmark(first, few)
+    with pytest.raises(InputError, match="MMLU: only 11 of 12 questions .* 2 of b"):
+        paired.by_benchmark(first, changed)
+    (few / "gsm8k.json").write_text("[]")
+    with pytest.raises(InputError, match="not what evaluate writes"):
+        paired.by_benchmark(first, few)
+    with pytest.raises(InputError, match="no benchmark in common"):
+        paired.by_benchmark(first, tmp_path)
