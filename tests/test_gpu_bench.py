@@ -161,7 +161,7 @@ def test_gpus_and_programs_are_found_as_they_are(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: SimpleNamespace(
         stdout="NVIDIA H100 80GB HBM3, 81559, 580.1\nNVIDIA H100 80GB HBM3, 81559, 580.1\n"))
     assert machine.gpus() == [("NVIDIA H100 80GB HBM3", pytest.approx(79.65, abs=0.01), "580.1")]
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{tmp_path}")
     monkeypatch.setattr(machine.sys, "executable", str(tmp_path / "bin/python"))
     assert machine.found("ninja") == "no"
     for place, found in (("bin", f"no, but at {tmp_path}/bin/ninja"), ("", f"{tmp_path}/ninja")):

@@ -56,9 +56,12 @@ class Bench:
         """Say a reading and keep it."""
         self.report.add(reading)
         self.write()
-        shown = reading.note if reading.value is None else (
-            reading.value if isinstance(reading.value, str) else f"{reading.value:,.4g}")
-        print(f"[{reading.what}] {reading.setting}: {shown} {reading.unit}".rstrip(), flush=True)
+        if reading.value is None:
+            shown = f"{reading.unit}: {reading.note}" if reading.unit else reading.note
+        else:
+            shown = reading.value if isinstance(reading.value, str) else f"{reading.value:,.4g}"
+            shown = f"{shown} {reading.unit}".rstrip()
+        print(f"[{reading.what}] {reading.setting}: {shown}", flush=True)
 
     def stage(self, module: str, *overrides: str, run: Path | None = None, ranks: int = 0) -> dict:
         """A stage's line in log.jsonl, after it has run by its command (under torchrun where ranks

@@ -38,9 +38,12 @@ def readings(bench: Any) -> Iterator[Reading]:
 
 
 def found(name: str) -> str:
-    """Where a program is on the PATH; else whether it is beside this Python."""
-    where, beside = shutil.which(name), Path(sys.executable).parent / name
-    return where or "no" + (f", but at {beside}" if beside.is_file() else "")
+    """Where a program is on the PATH, but for this Python's own folder, which is said apart."""
+    own = Path(sys.executable).parent
+    path = [folder for folder in os.environ.get("PATH", "").split(os.pathsep)
+            if Path(folder) != own]
+    where = shutil.which(name, path=os.pathsep.join(path))
+    return where or "no" + (f", but at {own / name}" if (own / name).is_file() else "")
 
 
 def gpus() -> list[tuple[str, float, str]]:
