@@ -285,7 +285,7 @@ def test_vllm_gives_them_under_stress(config_file, stage, ending_model, tmp_path
     """Few cache blocks, split prompts, no prefix caching, five requests for one, a step ahead."""
     path = config_file(model={"name_or_path": str(ending_model)}, **SETTINGS | {
         "generation": SETTINGS["generation"] | {"sampler": "vllm", "num_answers": 5,
-                                                "max_model_len": 200}})
+                                                "max_model_len": 200, "top_k": None}})
     stage(prepare_pool, path)
     variants = ["plain", "no_prefix_caching", "preempted", "split", "one_by_one", "asynchronous"]
     done = subprocess.run(
