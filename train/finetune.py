@@ -32,6 +32,7 @@ from train.batches import Order, plan_order
 from train.curve import plot_loss
 from train.data import encode
 from train.memory import estimate
+from train.operators import clear_abandoned_locks
 
 _OPTIMIZER_BYTES = 12  # a weight and AdamW's two moments in float32, in a checkpoint
 _WHOLE = "complete.json"  # written into a checkpoint when all of its files are on disk
@@ -62,6 +63,9 @@ def main() -> None:
         plan(run, order, folder, sharding)
         return
     run.start()
+    if distributed.local_rank() == 0:
+        clear_abandoned_locks()
+    distributed.barrier("operators")
     trainer = trainer_of(folder, tokenizer, examples, work, order, sharding, config)
     say(f"[finetune] {len(examples)} records, {config.train.epochs} epochs; "
         f"{batches(order, config)}" + (f"; going on from {checkpoint}" if checkpoint else ""))
