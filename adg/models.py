@@ -153,6 +153,7 @@ def local_folder(name_or_path: str, output_dir: str) -> Path:
     """A Hugging Face folder with the model's weights.
 
     A GGUF file is dequantised once into `models/` beside the run folder; every later call finds it.
+    To be called before there is a process group, within which transformers saves on rank 0 alone.
     """
     source = source_of(name_or_path)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all of it is on disk: no engine need ask the hub
@@ -162,9 +163,19 @@ def local_folder(name_or_path: str, output_dir: str) -> Path:
               / f"{source.stem}-{identity(name_or_path)['sha256'][:8]}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("wb") as file, lock.held(file):
-        if not folder.is_dir():
+        if not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
             _dequantise(source, folder)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder holds a model's description and weights."""
+    try:
+        _check_folder(folder, "")
+    except InputError:
+        return False
+    return True
 
 
 def _dequantise(source: Path, folder: Path) -> None:
@@ -172,6 +183,7 @@ def _dequantise(source: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     with saving(folder, aside):
         _save_dequantised(source, aside)
+        _check_folder(aside, "models/")
         artifacts.flush_tree(aside)
         aside.rename(folder)
 

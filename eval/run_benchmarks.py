@@ -44,11 +44,12 @@ def main() -> None:
         show_plan(run, tasks)
         return
     run.start()
+    model = model_folder(config)
     with distributed.process_group():
         missing = distributed.from_rank_0(
             [name for name in config.eval.benchmarks if not (folder / f"{name}.json").exists()])
         if missing:
-            evaluate_missing(missing, folder, manager, tasks, config)
+            evaluate_missing(missing, model, folder, manager, tasks, config)
     if distributed.rank() == 0:
         shutil.rmtree(folder / "cache", ignore_errors=True)  # of a run killed before it was removed
         summary = summarise(folder)
@@ -80,10 +81,10 @@ def show_plan(run: provenance.StageRun, tasks: dict[str, list[str]]) -> None:
         records=sum(questions.values()), disk=sum(questions.values()) * _BYTES_PER_QUESTION)
 
 
-def evaluate_missing(missing: list[str], folder: Path, manager: Any, tasks: dict[str, list[str]],
-                     config: Config) -> None:
-    """Run each benchmark of `missing` on all ranks, and write its file on rank 0."""
-    model = load_model(model_folder(config), config)
+def evaluate_missing(missing: list[str], model_folder: Path, folder: Path, manager: Any,
+                     tasks: dict[str, list[str]], config: Config) -> None:
+    """Run each benchmark of `missing` on all ranks, and write its file in `folder` on rank 0."""
+    model = load_model(model_folder, config)
     if distributed.rank() > 0:
         model.serve()
         return

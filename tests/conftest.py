@@ -62,6 +62,40 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF file of the tiny model's weights and vocabulary, in float32."""
+    import gguf
+    from safetensors.torch import load_file
+
+    path = tmp_path_factory.mktemp("tiny-gguf") / "tiny.gguf"
+    config = json.loads((tiny_model / "config.json").read_text())
+    bpe = json.loads((tiny_model / "tokenizer.json").read_text())["model"]
+    writer = gguf.GGUFWriter(path, "llama")
+    for ours, theirs in (("context_length", "max_position_embeddings"),
+                         ("block_count", "num_hidden_layers"), ("embedding_length", "hidden_size"),
+                         ("feed_forward_length", "intermediate_size"),
+                         ("head_count", "num_attention_heads"),
+                         ("head_count_kv", "num_key_value_heads"),
+                         ("layer_norm_rms_eps", "rms_norm_eps"), ("vocab_size", "vocab_size")):
+        getattr(writer, f"add_{ours}")(config[theirs])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].get))
+    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, value in load_file(tiny_model / "model.safetensors").items():
+        writer.add_tensor(names.get_name(name, (".weight",)), value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 RECORDS = [
     {"id": f"r{i}", "instruction": text, "input": "" if i % 3 else f"number {i}",
      "output": f"Answer {i}."}

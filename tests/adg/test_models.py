@@ -118,3 +118,30 @@ def test_weights_are_read_again_only_where_they_changed(tiny_model, tmp_path, mo
     after = identity(str(copy))
     assert read == ["model.safetensors"] * 2
     assert after["weights"] != before["weights"] and after["tokenizer"] == before["tokenizer"]
+
+
+def test_a_gguf_file_is_dequantised_once_and_anew_where_its_folder_is_not_whole(
+        tiny_gguf: Path, tiny_model: Path, tmp_path: Path, monkeypatch):
+    plain, made = models._save_dequantised, []
+    monkeypatch.setattr(models, "_save_dequantised",
+                        lambda *own: made.append(1) or plain(*own))
+    folder = local_folder(str(tiny_gguf), str(tmp_path / "run"))
+    weights = [path.name for path in folder.glob("*.safetensors")]
+    assert folder.parent == tmp_path / "models" and weights
+    assert local_folder(str(tiny_gguf), str(tmp_path / "other")) == folder and made == [1]
+    for name in weights:
+        (folder / name).unlink()  # as if only the tokenizer had been saved
+    assert local_folder(str(tiny_gguf), str(tmp_path / "run")) == folder and made == [1, 1]
+    assert [path.name for path in folder.glob("*.safetensors")] == weights
+
+
+def test_a_gguf_file_that_a_process_group_keeps_from_being_saved_leaves_no_folder(
+        tiny_gguf: Path, tmp_path: Path, monkeypatch):
+    """Within a process group transformers saves on rank 0 alone."""
+    from transformers.distributed import mixin
+
+    monkeypatch.setattr(mixin, "_is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr(mixin, "_get_torch_distributed_rank", lambda: 1)
+    with pytest.raises(InputError, match="no config.json|no weights"):
+        local_folder(str(tiny_gguf), str(tmp_path / "run"))
+    assert not [path for path in (tmp_path / "models").iterdir() if not path.name.startswith(".")]

@@ -1,5 +1,6 @@
 """The six benchmarks through lm-eval: as lm-eval has them, whatever the rank count."""
 
+import contextlib
 import json
 import os
 import time
@@ -95,6 +96,28 @@ def test_two_ranks_give_the_numbers_of_lm_eval_alone(config_file, stage, manager
     assert line["benchmarks"] == ["gsm8k"]
 
 
+def test_a_gguf_base_is_dequantised_before_there_is_a_process_group(
+        config_file, stage, monkeypatch, tiny_gguf, tmp_path: Path):
+    """Within one, rank 1 would save nothing but the tokenizer, and be the first to have the lock.
+    """
+    found = []
+
+    @contextlib.contextmanager
+    def process_group():
+        found.extend((tmp_path / "models").glob("*/*.safetensors"))
+        yield
+
+    monkeypatch.setattr(distributed, "process_group", process_group)
+    monkeypatch.setattr(run_benchmarks, "plan", lambda config: (None, {}))
+    monkeypatch.setattr(run_benchmarks, "evaluate_missing", lambda *own: artifacts.write_json(
+        tmp_path / "run/eval/base/gsm8k.json", {"benchmark": "gsm8k"}))
+    monkeypatch.setattr(run_benchmarks, "summarise", lambda folder: {
+        "questions": {"gsm8k": 1}, "scores": {}})
+    stage(run_benchmarks, config_file(), "eval.name=base", "eval.benchmarks=[gsm8k]",
+          f"model.name_or_path={tiny_gguf}")
+    assert found
+
+
 @pytest.mark.parametrize(("name", "inner"), [("gsm8k", "_model_generate"),
                                              ("truthfulqa_mc2", "_model_call")])
 def test_a_benchmark_that_was_cut_short_asks_for_the_rest_only(
@@ -137,7 +160,8 @@ def test_four_ranks_read_a_question_once_and_rank_0_alone_loads_it(config_file, 
     plain = model._model_call
 
     def evaluate() -> dict:
-        run_benchmarks.evaluate_missing(["mmlu"], tmp_path, manager, {"mmlu": tasks}, config)
+        run_benchmarks.evaluate_missing(["mmlu"], tiny_model, tmp_path, manager, {"mmlu": tasks},
+                                        config)
         return json.loads((tmp_path / "mmlu.json").read_text())
 
     def scatter(shares: list) -> tuple:
@@ -169,7 +193,7 @@ def test_four_ranks_read_a_question_once_and_rank_0_alone_loads_it(config_file, 
     asked = [dealt[0][1], None]
     monkeypatch.setattr(shared_model, "_scatter", lambda nothing: asked.pop(0))
     monkeypatch.setattr(shared_model, "_gather", lambda results: dealt.append(set(results)))
-    run_benchmarks.evaluate_missing(["mmlu"], tmp_path, None, {}, config)
+    run_benchmarks.evaluate_missing(["mmlu"], tiny_model, tmp_path, None, {}, config)
     assert dealt[-1] == set(dealt[0][1][1]) and not asked
 
 
