@@ -1,6 +1,8 @@
 """What a stage refuses of a configuration, checked too by the pipeline before the first stage."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from adg.config import Config
@@ -11,13 +13,27 @@ from adg.models import describe, source_of
 CODE_BENCHMARKS = ("mbpp", "humaneval")  # run programs that the model writes
 
 
+def code_benchmarks(config: Config) -> list[str]:
+    """The benchmarks of the configuration that run programs that the model writes."""
+    return [name for name in config.eval.benchmarks if name in CODE_BENCHMARKS]
+
+
 def check_consent(config: Config) -> None:
     """InputError where a benchmark runs the model's programs and nobody has allowed that."""
-    names = [name for name in config.eval.benchmarks if name in CODE_BENCHMARKS]
+    names = code_benchmarks(config)
     if names and not config.eval.allow_code_execution:
         raise InputError(f"eval.allow_code_execution is false, but {' and '.join(names)} run "
                          f"programs that the model writes: set it to true, or take them out of "
                          f"eval.benchmarks")
+
+
+def check_sandbox(config: Config) -> None:
+    """InputError where programs must run in a sandbox and none works on this machine."""
+    if code_benchmarks(config) and config.eval.sandbox == "require":
+        probe = subprocess.run([sys.executable, "-m", "eval.programs", "require"], check=False,
+                               capture_output=True, text=True)
+        if probe.returncode:
+            raise InputError(probe.stderr.strip().removeprefix("error: "))
 
 
 def check_layers(config: Config) -> None:

@@ -294,11 +294,16 @@ class EvalConfig:
     max_new_tokens: int | None = key(None, "tokens per answer; null: as lm-eval's tasks say")
     batch_size: int = key(8, "backend hf: questions per rank in one forward pass", tuning=True)
     allow_code_execution: bool = key(False, "run programs that the model writes (mbpp, humaneval)")
+    sandbox: str = key("auto", "what those programs run in: auto (a sandbox where one works here, "
+                               "else a warning), require (a sandbox or an error) or off")
 
     def __post_init__(self) -> None:
         for name in self.benchmarks:
             one_of("eval.benchmarks", name, BENCHMARKS + CHINESE_BENCHMARKS)
         one_of("eval.backend", self.backend, ("hf", "vllm"))
+        if self.sandbox == "False":  # what YAML makes of a bare off
+            self.sandbox = "off"
+        one_of("eval.sandbox", self.sandbox, ("auto", "require", "off"))
         require(bool(self.benchmarks), "eval.benchmarks", self.benchmarks,
                 "at least one benchmark")
         for name in ("limit", "max_new_tokens"):

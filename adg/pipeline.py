@@ -25,6 +25,7 @@ from adg.checks import (
     check_budget,
     check_consent,
     check_layers,
+    check_sandbox,
     read_sharding,
 )
 from adg.command import Command, parse_command
@@ -134,6 +135,7 @@ def check_ahead(stages: list[str], config: Config) -> None:
         raise InputError(f"pool.path: {config.pool.path} is not there")
     if "evaluate" in stages:
         check_consent(config)
+        check_sandbox(config)
     if "sample" in stages or "embed" in stages:
         models.source_of(config.model.name_or_path)
     if "measure" in stages:

@@ -4,26 +4,16 @@ Touches one private function of the pinned lm-eval (load_yaml), to read a packag
 before its data set is replaced by local files.
 """
 
-import contextlib
-import functools
 import json
 import logging
 import os
-import signal
 import statistics
-import subprocess
-import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from adg import watchdog
 from adg.errors import InputError
-
-_SECONDS = 5.0  # for one program that the model wrote
-_PROGRAMS = 8  # at once at most: what waits for the disk or a core is not to be timed out
-_LIMITS = ("prlimit", f"--as={2 << 30}", f"--cpu={int(_SECONDS) + 1}", f"--fsize={1 << 20}")
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # buffers of numpy per thread
+from eval import programs
 
 
 def quiet(*, offline: bool) -> None:
@@ -134,48 +124,18 @@ def _mbpp_shots() -> list[dict]:
 
 
 def pass_at_1(references: list[str] | str, predictions: list | str, **_: Any) -> Future:
-    """1.0 where the first prediction, followed by the tests, ends without an error, else 0.0.
+    """Whether the first prediction, followed by the tests, passes (eval.programs).
 
     lm-eval asks for one document after another: each gets a promise, while the programs run side by
     side, and `_solved` and `plain` wait for what was promised.
     """
     tests = references if isinstance(references, str) else references[0]
     candidate = predictions[0] if isinstance(predictions[0], str) else predictions[0][0]
-    return _workers().submit(lambda: float(passes(f"{candidate}\n{tests}")))
+    return programs.submit(f"{candidate}\n{tests}")
 
 
 def _solved(verdicts: list[Future]) -> float:
     return statistics.fmean(verdict.result() for verdict in verdicts)
-
-
-@functools.cache
-def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(_PROGRAMS, len(os.sched_getaffinity(0))))
-
-
-def passes(program: str) -> bool:
-    """Whether a Python program ends with status 0, in a process of its own.
-
-    It has limits on time, memory and file size, an environment that says only that numpy is to
-    have one thread, and a folder that is removed afterwards.
-    """
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [*_LIMITS, sys.executable, "-I", "-c", program], cwd=folder, env=_ENVIRONMENT,
-            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            return process.wait(_SECONDS) == 0
-        except subprocess.TimeoutExpired:
-            return False
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # whatever the program started
-            process.wait()
-            watchdog.beat()
 
 
 # A benchmark
@@ -201,7 +161,7 @@ def plain(value: Any) -> Any:
 
 def _as_json(value: Any) -> Any:
     if isinstance(value, Future):
-        return value.result()
+        return float(value.result())
     if hasattr(value, "item"):
         return value.item()
     return getattr(value, "__name__", str(value))

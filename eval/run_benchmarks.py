@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from adg import artifacts, distributed, models, planning, provenance
-from adg.checks import check_consent
+from adg.checks import check_consent, code_benchmarks
 from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import say
-from eval import harness
+from eval import harness, programs
 from eval.backends import load_model
 from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
 
@@ -39,6 +39,9 @@ def main() -> None:
         return
     folder = run.folder / "eval" / config.eval.name
     harness.quiet(offline=config.eval.data_dir is not None)
+    sandbox = None  # that programs run in
+    if distributed.rank() == 0 and code_benchmarks(config):
+        sandbox = programs.choose(config.eval.sandbox)
     manager, tasks = plan(config) if distributed.rank() == 0 else (None, {})
     if command.dry_run:
         show_plan(run, tasks)
@@ -49,13 +52,13 @@ def main() -> None:
         missing = distributed.from_rank_0(
             [name for name in config.eval.benchmarks if not (folder / f"{name}.json").exists()])
         if missing:
-            evaluate_missing(missing, model, folder, manager, tasks, config)
+            evaluate_missing(missing, model, folder, manager, tasks, config, sandbox)
     if distributed.rank() == 0:
         shutil.rmtree(folder / "cache", ignore_errors=True)  # of a run killed before it was removed
         summary = summarise(folder)
         artifacts.write_json(folder / "scores.json", summary)
-        run.finish(records=sum(summary["questions"][name]
-                               for name in missing), benchmarks=missing, scores=summary["scores"])
+        run.finish(records=sum(summary["questions"][name] for name in missing), benchmarks=missing,
+                   scores=summary["scores"], **({"sandbox": sandbox} if sandbox else {}))
 
 
 def plan(config: Config) -> tuple[Any, dict[str, list[str]]]:
@@ -82,8 +85,12 @@ def show_plan(run: provenance.StageRun, tasks: dict[str, list[str]]) -> None:
 
 
 def evaluate_missing(missing: list[str], model_folder: Path, folder: Path, manager: Any,
-                     tasks: dict[str, list[str]], config: Config) -> None:
-    """Run each benchmark of `missing` on all ranks, and write its file in `folder` on rank 0."""
+                     tasks: dict[str, list[str]], config: Config,
+                     sandbox: str | None = None) -> None:
+    """Run each benchmark of `missing` on all ranks, and write its file in `folder` on rank 0.
+
+    `sandbox` is the one of programs.choose, which has been called where a benchmark runs programs.
+    """
     model = load_model(model_folder, config)
     if distributed.rank() > 0:
         model.serve()
@@ -95,7 +102,8 @@ def evaluate_missing(missing: list[str], model_folder: Path, folder: Path, manag
                                   limit=config.eval.limit,
                                   max_new_tokens=config.eval.max_new_tokens)
         artifacts.write_json(folder / f"{name}.json", condense(
-            name, own, result, config.eval.backend))
+            name, own, result, config.eval.backend) | (
+            {"sandbox": sandbox} if name in code_benchmarks(config) else {}))
         shutil.rmtree(model.cache, ignore_errors=True)
     model.dismiss()
 

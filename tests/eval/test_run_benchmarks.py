@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from conftest import ROOT, command
 from adg import artifacts, distributed
 from adg.config import load_config
 from adg.errors import InputError
-from eval import fetch_benchmarks, harness, run_benchmarks, shared_model
+from eval import fetch_benchmarks, harness, programs, run_benchmarks, shared_model
 from eval.backends import load_model
 from eval.benchmarks import BENCHMARKS
 
@@ -21,40 +19,6 @@ from eval.benchmarks import BENCHMARKS
 def manager():
     """lm-eval's task manager over the demo's benchmarks: seconds to build."""
     return harness.task_manager(ROOT / "configs/demo/benchmarks")
-
-
-def test_programs_run_apart_and_within_limits():
-    assert harness.passes("assert 1 + 1 == 2")
-    assert not harness.passes("assert 1 + 1 == 3")
-    assert not harness.passes("x = bytearray(8 << 30)")
-    assert not harness.passes("import os; assert os.environ.get('PATH')")
-    assert harness.passes("import os; assert dict(os.environ, LC_CTYPE='') == {'LC_CTYPE': '', "
-                          "'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}")
-    assert harness.pass_at_1(["assert f() == 1"], [["def f():\n    return 1"]]).result() == 1.0
-    assert harness.pass_at_1("assert f() == 1", ["def f():\n    return 2"]).result() == 0.0
-
-
-def test_programs_run_side_by_side_and_their_verdicts_stay_in_place(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(harness.os, "sched_getaffinity", lambda process: {0, 1})
-    harness._workers.cache_clear()
-    os.mkfifo(tmp_path / "pipe")  # to open either end waits for the other
-    programs = [f"assert open({str(tmp_path / 'pipe')!r}).read() == 'x'", "assert False",
-                f"with open({str(tmp_path / 'pipe')!r}, 'w') as file: file.write('x')"]
-    verdicts = [harness.pass_at_1("", [program]) for program in programs]
-    assert harness.plain(verdicts) == [1.0, 0.0, 1.0]
-    assert harness._solved(verdicts) == pytest.approx(2 / 3)
-    harness._workers.cache_clear()
-
-
-def test_a_program_that_does_not_end_is_ended_with_all_it_started(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(harness, "_SECONDS", 0.5)
-    mark = tmp_path / "alive"
-    program = (f"import os, time\nif os.fork() == 0:\n    os.close(0)\n    time.sleep(1)\n"
-               f"    open({str(mark)!r}, 'w')\nwhile True: pass")
-    assert not harness.passes(program)
-    end = time.monotonic() + 1.5
-    while time.monotonic() < end:
-        assert not mark.exists()
 
 
 def test_consent_is_asked_before_anything_is_loaded(config_file, stage):
@@ -92,8 +56,11 @@ def test_two_ranks_give_the_numbers_of_lm_eval_alone(config_file, stage, manager
     assert json.loads((run / "eval/base/scores.json").read_text())["scores"] == pytest.approx(
         scores["scores"], abs=1e-3)
     assert (run / "eval/base/mmlu.json").stat().st_mtime_ns == kept
-    line = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
-    assert line["benchmarks"] == ["gsm8k"]
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["benchmarks"] == ["gsm8k"]
+    used = json.loads((run / "eval/base/humaneval.json").read_text())["sandbox"]
+    assert used == lines[0]["sandbox"] in ("none", *programs.SANDBOXES)
+    assert "sandbox" not in json.loads((run / "eval/base/mmlu.json").read_text())
 
 
 def test_a_gguf_base_is_dequantised_before_there_is_a_process_group(
