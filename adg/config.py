@@ -57,8 +57,11 @@ class ModelConfig:
 
 @dataclass
 class PoolConfig:
-    path: str = key(MISSING, "the instruction pool: .jsonl, .json (an array), .parquet or .csv, "
-                              "also .gz of the others, a folder of such files, or hf:owner/name")
+    path: str = key(MISSING, "the instruction pool: .jsonl, .json (an array), .parquet, .csv or "
+                              ".tsv, also .gz of all but Parquet, a folder of such files, or "
+                              "hf:owner/name")
+    encoding: str = key("utf-8", "of text files: a Python codec such as utf-8, cp1252 or utf-16, "
+                                  "or auto (told by the file; refused where that is not certain)")
     limit: int | None = key(None, "use only the first so many usable records; null: all")
     schema: str = key("auto", "what shape its records have: auto (told by the first ones), "
                                + ", ".join(POOL_SCHEMAS))
@@ -75,6 +78,8 @@ class PoolConfig:
     def __post_init__(self) -> None:
         positive_or_none("pool.limit", self.limit)
         one_of("pool.schema", self.schema, ("auto", *POOL_SCHEMAS))
+        require(self.encoding == "auto" or _is_codec(self.encoding), "pool.encoding",
+                self.encoding, "auto or a Python codec for text such as utf-8, cp1252 or utf-16")
         one_of("pool.multi_turn", self.multi_turn, ("first", "last", "reject"))
         one_of("pool.duplicates", self.duplicates, ("keep", "drop", "reject"))
         if self.decontaminate == "False":  # what YAML makes of a bare off
@@ -90,6 +95,14 @@ class PoolConfig:
     def on_hub(self) -> bool:
         """Whether pool.path names a hub data set."""
         return self.path.startswith(HUB)
+
+
+def _is_codec(name: str) -> bool:
+    """Whether Python knows an encoding of text by this name."""
+    try:
+        return "a\n".encode(name).decode(name) == "a\n"
+    except (LookupError, ValueError):  # unknown or of bytes alone; a name with a NUL
+        return False
 
 
 @dataclass
