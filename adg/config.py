@@ -514,8 +514,8 @@ def _check_resolvers(given: DictConfig, source: str) -> None:
     for name, value in _texts(OmegaConf.to_container(given, resolve=False), ""):
         for resolver in _RESOLVER.findall(value):
             if resolver != "package_dir":
-                raise InputError(f"{source}: {name} asks for ${{{resolver}:...}}; of these only "
-                                 f"${{package_dir:NAME}} is allowed, and ${{section.key}}")
+                raise InputError(f"{source}: {name} asks for ${{{resolver}:...}}, but only "
+                                 f"${{package_dir:NAME}} and ${{section.key}} are resolved")
 
 
 def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
