@@ -1,6 +1,7 @@
 """What makes a folder of subsets a data set for others: dataset_info.json for LLaMA-Factory, and
 README.md, the hub's data card."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ def dataset_info(config: Config, sizes: dict[str, int]) -> dict[str, Any]:
             for name, size in sizes.items() if size}
 
 
-def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any]) -> str:
-    """The README.md of a folder of subsets, with the hub's front matter."""
+def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any], num_records: int,
+              names: dict[str, str]) -> str:
+    """The README.md of a folder of subsets, with the hub's front matter.
+
+    Of a pool of `num_records`; `names` are the subsets' names of the fields that select adds.
+    """
     front = ["---", "task_categories:", "- text-generation", "configs:"]
     for name, size in sizes.items():
         if size:
             front += [f"- config_name: {name}", f"  data_files: {name}.json"]
+            front += ["  default: true"] * (name == "top")
     generation, weight = config.generation, config.selection.anisotropy_weight
     facts = config.selection.facts()
     models = [_public(model_of(name, config)) for name in facts.models]
@@ -35,17 +41,23 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any]) -> 
         top_k=f"top-k {generation.top_k}, " if generation.top_k else "",
         tokens=generation.max_new_tokens, d=1 - weight, i=weight,
         bins=config.clustering.num_bins, recipe=config.selection.recipe)
-    body = [f"# {config.selection.name}: {sizes['top']:,} of the records of "
-            f"{config.pool.path if config.pool.on_hub() else Path(config.pool.path).name}", "",
-            how, "",
-            f"Backbone: {_public(config.model.name_or_path)}. Seed: {config.seed}. The records are "
-            f"those of the pool, whose licence holds for them.", "",
-            "| file | records | what |", "| --- | --- | --- |"]
+    source = config.pool.path if config.pool.on_hub() else Path(config.pool.path).name
+    body = [f"# {config.selection.name}: {sizes['top']:,} of {num_records:,} records of {source}",
+            "", how, ""]
+    if config.pool.limit == num_records:
+        body += [f"The pool is the first {num_records:,} usable records of {source} "
+                 f"(`pool.limit`); what comes after them there was not looked at.", ""]
+    body += [f"Backbone: {_public(config.model.name_or_path)}. Seed: {config.seed}. The records "
+             f"are those of the pool, whose licence holds for them.", "",
+             "| file | records | what |", "| --- | --- | --- |"]
     body += [f"| `{name}.json` | {size:,} | {_ABOUT[name]} |"
              for name, size in sizes.items() if size]
-    body += ["", "Each record has `instruction`, `input`, `output`, its other fields, and where "
-             "there are any `generated_answers`, `dispersion`, `anisotropy`, `score` and `bin`. "
-             "`scores.jsonl` has a line for every record of the pool."]
+    body += ["", f"Each record has `instruction`, `input`, `output`, its other fields, and where "
+             f"there are any {_listed(names.values())}. `scores.jsonl` has a line for every record "
+             f"of the pool."]
+    if renamed := [field for field, name in names.items() if name != field]:
+        body += ["", f"The pool has fields of its own named {_listed(renamed)}, which are as they "
+                 f"were: those of the selection are {_listed(names[field] for field in renamed)}."]
     if "quantiles" in report:
         shares = [float(share) for share in report["quantiles"]["score"]]
         body += ["", "| of the pool | " + " | ".join(f"{share:.0%}" for share in shares) + " |",
@@ -53,6 +65,11 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any]) -> 
         body += [f"| {name} | " + " | ".join(f"{value:.4f}" for value in own.values()) + " |"
                  for name, own in report["quantiles"].items()]
     return "\n".join([*front, "---", "", *body, ""])
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = (f"`{name}`" for name in names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _public(name: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from adg import answer_vectors, artifacts
 from adg.config import load_config
-from adg.distributed import run_script
+from adg.distributed import run_script, say
 from adg.errors import InputError
 
 _FAR = 0.1  # of the records: a rank that moved by more than this moved far
@@ -40,7 +40,7 @@ def main() -> None:
         parser.add_argument(name, type=Path, help="a run folder, or a folder subsets/NAME of one")
     arguments = parser.parse_args()
     a, b = read_selection(arguments.A), read_selection(arguments.B)
-    print("\n".join(describe(a, b, compare(a, b))))
+    say("\n".join(describe(a, b, compare(a, b))))
 
 
 def read_selection(path: Path) -> Selection:

@@ -7,16 +7,18 @@ marked as tuning changes speed or memory only: changing it makes no result stale
 import difflib
 import importlib.util
 import math
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from adg.errors import InputError
 from adg.keys import (
@@ -32,6 +34,8 @@ from adg.keys import (
 from adg.selection_config import SelectionConfig
 
 PROMPTS = ("alpaca", "alpaca_no_input", "chat", "plain", "file")
+_REPOSITORY = Path(__file__).resolve().parents[1]
+_RESOLVER = re.compile(r"(?<!\\)\$\{\s*([^\s${}:]+)\s*:")  # of an interpolation ${name:argument}
 HUB = "hf:"  # what pool.path begins with where it names a hub data set
 POOL_SCHEMAS = ("alpaca", "dolly", "sharegpt", "wizardlm", "messages", "self_instruct",
                 "prompt_completion", "prompt_response", "flan")
@@ -57,8 +61,11 @@ class ModelConfig:
 
 @dataclass
 class PoolConfig:
-    path: str = key(MISSING, "the instruction pool: .jsonl, .json (an array), .parquet or .csv, "
-                              "also .gz of the others, a folder of such files, or hf:owner/name")
+    path: str = key(MISSING, "the instruction pool: .jsonl, .json (an array), .parquet, .csv or "
+                              ".tsv, also .gz of all but Parquet, a folder of such files, or "
+                              "hf:owner/name")
+    encoding: str = key("utf-8", "of text files: a Python codec such as utf-8, cp1252 or utf-16, "
+                                  "or auto (told by the file; refused where that is not certain)")
     limit: int | None = key(None, "use only the first so many usable records; null: all")
     schema: str = key("auto", "what shape its records have: auto (told by the first ones), "
                                + ", ".join(POOL_SCHEMAS))
@@ -75,6 +82,8 @@ class PoolConfig:
     def __post_init__(self) -> None:
         positive_or_none("pool.limit", self.limit)
         one_of("pool.schema", self.schema, ("auto", *POOL_SCHEMAS))
+        require(self.encoding == "auto" or _is_codec(self.encoding), "pool.encoding",
+                self.encoding, "auto or a Python codec for text such as utf-8, cp1252 or utf-16")
         one_of("pool.multi_turn", self.multi_turn, ("first", "last", "reject"))
         one_of("pool.duplicates", self.duplicates, ("keep", "drop", "reject"))
         if self.decontaminate == "False":  # what YAML makes of a bare off
@@ -90,6 +99,14 @@ class PoolConfig:
     def on_hub(self) -> bool:
         """Whether pool.path names a hub data set."""
         return self.path.startswith(HUB)
+
+
+def _is_codec(name: str) -> bool:
+    """Whether Python knows an encoding of text by this name."""
+    try:
+        return "a\n".encode(name).decode(name) == "a\n"
+    except (LookupError, ValueError):  # unknown or of bytes alone; a name with a NUL
+        return False
 
 
 @dataclass
@@ -345,6 +362,9 @@ class Config:
         require(self.stall_timeout >= 0, "stall_timeout", self.stall_timeout, "0 or more")
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to below 2**32")
         require(bool(self.output_dir.strip()), "output_dir", self.output_dir, "a folder's name")
+        require(_may_hold_a_run(Path(self.output_dir)), "output_dir", self.output_dir, "a folder "
+                "for one run, as in runs/mine: not the repository, its source folders or what it "
+                "is in, nor your home folder or /")
         for name, value in flatten(self).items():
             require(not isinstance(value, float) or math.isfinite(value), name, value, "finite")
         if self.generation.sampler != "vllm":
@@ -390,6 +410,18 @@ class Config:
                 "another name: base is the backbone")
 
 
+def _may_hold_a_run(folder: Path) -> bool:
+    """Whether a run folder is none of those whose files a run would lie among."""
+    folder = folder.resolve()
+    if folder in (Path(os.path.expanduser("~")).resolve(), _REPOSITORY, *_REPOSITORY.parents):
+        return False
+    if not folder.is_relative_to(_REPOSITORY):
+        return True
+    top = _REPOSITORY / folder.relative_to(_REPOSITORY).parts[0]
+    return not (top.name.startswith(".") or top.name in ("configs", "tests")
+                or (top / "__init__.py").is_file())
+
+
 def _package_dir(name: str) -> str:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
@@ -398,6 +430,11 @@ def _package_dir(name: str) -> str:
     return spec.submodule_search_locations[0]
 
 
+# A configuration may come from anyone, and its values end up in data cards: none of OmegaConf's own
+# resolvers, as ${oc.env:NAME}, is there to be asked.
+for _name in ("coerce", "create", "decode", "deprecated", "env", "select", "dict.keys",
+              "dict.values"):
+    OmegaConf.clear_resolver(f"oc.{_name}")
 OmegaConf.register_resolver("package_dir", _package_dir, replace=True)
 
 
@@ -435,23 +472,30 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     try:
         config = OmegaConf.merge(config, _read_yaml(path, ()))
         source = "the command line"
-        config = _merge(config, OmegaConf.from_dotlist(overrides),
+        given = OmegaConf.from_dotlist(overrides)
+        _check_resolvers(given, source)
+        config = _merge(config, given,
                         _MAPPINGS & {text.partition("=")[0] for text in overrides})
         source = str(path)
         return OmegaConf.to_object(config)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a YAML mapping in UTF-8 ({error})") from None
-    except YAMLError as error:
-        raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: not valid YAML: {_problem_of(error)}") from None
     except OmegaConfBaseException as error:
         raise InputError(f"{source}: {_explain(error)}") from None
 
 
 def _read_yaml(path: Path, above: tuple[Path, ...]) -> DictConfig:
     """A YAML file on top of its base; `above` are the files that build on it."""
-    given = OmegaConf.load(path)
-    if not isinstance(given, DictConfig):
-        raise InputError(f"{path}: not a YAML mapping of configuration keys")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not isinstance(yaml.compose(text, Loader=yaml.SafeLoader), yaml.MappingNode | None):
+            raise InputError(f"{path}: not a YAML mapping of configuration keys")
+        given = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML mapping in UTF-8 ({error})") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {_problem_of(error)}") from None
+    _check_resolvers(given, str(path))
     base = given.pop("base", None)
     if base is None:
         return given
@@ -461,6 +505,31 @@ def _read_yaml(path: Path, above: tuple[Path, ...]) -> DictConfig:
         raise InputError(f"{path}: base: {below} {problem}")
     return _merge(_read_yaml(below, (*above, path.resolve())), given,
                   [name for name in _MAPPINGS if OmegaConf.select(given, name) is not None])
+
+
+def _problem_of(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text, and where, without the text itself: it may be a secret."""
+    mark = getattr(error, "problem_mark", None)
+    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    return f"{getattr(error, 'problem', None) or 'it cannot be read'}{place}"
+
+
+def _check_resolvers(given: DictConfig, source: str) -> None:
+    """InputError where a value asks a resolver other than package_dir."""
+    for name, value in _texts(OmegaConf.to_container(given, resolve=False), ""):
+        for resolver in _RESOLVER.findall(value):
+            if resolver != "package_dir":
+                raise InputError(f"{source}: {name} asks for ${{{resolver}:...}}, but only "
+                                 f"${{package_dir:NAME}} and ${{section.key}} are resolved")
+
+
+def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """(its key, text) of every text in a tree of dicts and lists."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, dict | list):
+        for part, below in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(below, f"{name}.{part}" if name else str(part))
 
 
 def _merge(below: DictConfig, given: DictConfig, whole: Iterable[str]) -> DictConfig:

@@ -20,7 +20,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from adg.errors import InputError
+from adg.errors import InputError, printable
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _GRACE = 5  # seconds
@@ -57,14 +57,15 @@ def my_share(chunks: Sequence[int]) -> list[int]:
 
 
 def say(text: str) -> None:
-    """A line for people, from rank 0 only."""
+    """Text for people, from rank 0 only."""
     if rank() == 0:
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def warn(text: str) -> None:
     """A line for people that any rank may have to say."""
-    print(f"{text} (rank {rank()})" if world_size() > 1 else text, file=sys.stderr, flush=True)
+    print(f"{printable(text)} (rank {rank()})" if world_size() > 1 else printable(text),
+          file=sys.stderr, flush=True)
 
 
 def count_gpus() -> int:
@@ -341,5 +342,5 @@ def run_script(main: Callable[[], None]) -> None:
         if rank():
             time.sleep(_GRACE)  # what every rank finds, rank 0 says, and torchrun ends the others
             print(file=sys.stderr)  # rank 0's progress bar stands on this line
-        print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        print(f"error{where}: {printable(str(error))}", file=sys.stderr, flush=True)
         sys.exit(2)

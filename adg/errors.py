@@ -1,4 +1,17 @@
-"""What a person can put right: bad input, bad configuration, files that do not belong together."""
+"""What a person reads: errors that can be put right, and text that is safe to show."""
+
+import re
+
+# Control characters but tab and newline, and those that turn the direction of writing
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Text from a record as a terminal may have it: control characters escaped, as in \\x1b.
+
+    Tabs and newlines stay. A terminal would obey the others: clear lines, rename its window.
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class InputError(ValueError):

@@ -14,6 +14,7 @@ two where there is none.
 import argparse
 import difflib
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ from adg.checks import (
 )
 from adg.command import Command, parse_command
 from adg.config import Config, flatten
-from adg.distributed import die_with_parent, run_script
+from adg.distributed import die_with_parent, run_script, say
 from adg.errors import InputError
 from adg.provenance import StageRun
 from adg.records import Pool
@@ -82,7 +83,7 @@ def run(stages: list[str], arguments: list[str], command: Command) -> Path:
                 continue
         except InputError as error:
             if command.dry_run and ran:  # its input is what an earlier stage would make
-                print(f"[{name}] cannot say yet: {error}")
+                say(f"[{name}] cannot say yet: {error}")
                 return folder
             raise
         if name in ("sample", "embed", "measure"):
@@ -98,9 +99,9 @@ def run(stages: list[str], arguments: list[str], command: Command) -> Path:
         return folder
     if not ran:
         print(f"nothing to do: {len(stages)} stages are done. To see the results again: "
-              f".venv/bin/python -m adg.summary {config.output_dir}")
+              f".venv/bin/python -m adg.summary {shlex.quote(config.output_dir)}")
         return folder
-    print("\n".join(summary.summarise(folder, config)))
+    say("\n".join(summary.summarise(folder, config)))
     print(f"\n{', '.join(ran)} done in {time.monotonic() - began:.0f} s")
     return folder
 

@@ -7,6 +7,7 @@ is taken as it is, and said.
 """
 
 import json
+import shlex
 import shutil
 import time
 from collections import Counter
@@ -230,7 +231,8 @@ class StageRun:
             if _sha(record["outputs"].get(name)) != found["sha256"]:
                 self.notes.append(f"{name} is not what {upstream.name} wrote"
                                   f"{self.identities.edited(name)}: taken as it is; "
-                                  f"python -m adg.verify {self.folder} looks at all")
+                                  f"python -m adg.verify {shlex.quote(str(self.folder))} looks "
+                                  f"at all")
 
     def check_as_input(self, name: str) -> None:
         """InputError where this stage's output, or what it was made from, does not fit."""

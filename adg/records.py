@@ -1,7 +1,7 @@
 """Instruction records: read, check, normalise, and their ids."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,11 @@ def problem_of(record: Any) -> str | None:
         return "input is not a string"
     if "\0" in (record.get("input") or ""):
         return "input holds a NUL character"
+    given = record.get("id")
+    if not isinstance(given, str | int | float | None) or isinstance(given, bool):
+        return f"id is a {type(given).__name__}, not a string or number"
+    if isinstance(given, str) and not given.strip():
+        return "id is empty"
     try:
         artifacts.to_line(record).encode()
     except (ValueError, TypeError) as error:  # a lone surrogate, NaN, a date of a Parquet file
@@ -64,6 +69,24 @@ def normalise(record: dict, position: int) -> dict:
             "instruction": record["instruction"], "input": record.get("input") or "",
             "output": record["output"]}
     return head | {key: value for key, value in record.items() if key not in head}
+
+
+SUBSET_FIELDS = ("generated_answers", "dispersion", "anisotropy", "score", "bin")
+
+
+def subset_names(pool_fields: Container[str]) -> dict[str, str]:
+    """{field that select adds to the records of a subset: its name there}.
+
+    The name is the field's own, or `adg_` before it where the pool has a field of that name, which
+    keeps it.
+    """
+    names = {}
+    for field in SUBSET_FIELDS:
+        name = field
+        while name in pool_fields:
+            name = f"adg_{name}"
+        names[field] = name
+    return names
 
 
 def instruction_text(record: dict) -> str:

@@ -6,6 +6,9 @@ Reads   pool.jsonl                            N records
         answers/*.jsonl                       only copied into its subsets; may be absent
         measures/NAME/*                       what another method measured of each record
 Writes  subsets/NAME/top.json, middle.json, bottom.json
+                                              records of the pool with answers, dispersion,
+                                              anisotropy, score and bin, as adg_score and so on
+                                              where the pool has such a field itself
         subsets/NAME/scores.jsonl             a line per record: bin, dispersion, anisotropy,
                                               score, and the method's own columns
         subsets/NAME/dataset_info.json        LLaMA-Factory's
@@ -25,7 +28,7 @@ from adg.command import Command, parse_command
 from adg.distributed import run_script, say
 from adg.methods import METHODS, Choice
 from adg.methods.choice import words
-from adg.records import Answers, Pool
+from adg.records import Answers, Pool, subset_names
 from adg.stages import inputs_of
 
 _LISTED = 10  # unscored records that are named
@@ -58,9 +61,10 @@ def select(command: Command) -> None:
     run.start()
     folder = run.folder / "subsets" / config.selection.name
     sizes = {name: len(rows) for name, rows in choice.subsets._asdict().items()}
-    write_subsets(folder, pool, choice, answers)
+    names = write_subsets(folder, pool, choice, answers)
     artifacts.write_json(folder / "dataset_info.json", card.dataset_info(config, sizes))
-    artifacts.write_text(folder / "README.md", card.data_card(config, sizes, choice.report))
+    artifacts.write_text(folder / "README.md",
+                         card.data_card(config, sizes, choice.report, len(pool), names))
     unscored = []
     if "unscored" in choice.report:
         rows = np.flatnonzero(np.isnan(choice.columns["score"]))[:_LISTED]
@@ -69,25 +73,38 @@ def select(command: Command) -> None:
     run.finish(records=len(pool), **choice.report, unscored_ids=unscored, subset_sizes=sizes)
 
 
-def write_subsets(folder: Path, pool: Pool, choice: Choice, answers: Answers | None) -> None:
-    """The three subsets as Alpaca-format JSON arrays, then scores.jsonl of all records."""
+def write_subsets(folder: Path, pool: Pool, choice: Choice,
+                  answers: Answers | None) -> dict[str, str]:
+    """scores.jsonl of all records, then the three subsets as Alpaca-format JSON arrays.
+
+    Returns {field that is added to a subset's records: its name there}.
+    """
     columns = {name: [None if value != value else value for value in values.tolist()]  # NaN: none
                for name, values in choice.columns.items()}
+    fields: set[str] = set()  # of all records
+
+    def ids() -> Iterator[str]:
+        for record in pool:
+            if not record.keys() <= fields:
+                fields.update(record)
+            yield artifacts.to_line(record["id"])
+
+    line = "{{" + ", ".join(f'"{name}": {{}}' for name in ("id", *columns)) + "}}\n"
+    artifacts.write_lines(folder / "scores.jsonl", map(
+        line.format, ids(), *(artifacts.to_texts(values) for values in columns.values())))
+    names = subset_names(fields)
 
     def members(rows: np.ndarray) -> Iterator[dict]:
         for row in rows.tolist():
             record, _ = pool.row(row)
-            if answers is not None:
-                record["generated_answers"] = answers.texts_of(row, record)
-            yield record | {name: columns[name][row]
-                            for name in ("dispersion", "anisotropy", "score", "bin")}
+            added = {} if answers is None else {"generated_answers": answers.texts_of(row, record)}
+            added |= {name: columns[name][row]
+                      for name in ("dispersion", "anisotropy", "score", "bin")}
+            yield record | {names[name]: value for name, value in added.items()}
 
     for name, rows in choice.subsets._asdict().items():
         artifacts.write_json_array(folder / f"{name}.json", members(rows))
-    line = "{{" + ", ".join(f'"{name}": {{}}' for name in ("id", *columns)) + "}}\n"
-    artifacts.write_lines(folder / "scores.jsonl", map(
-        line.format, (artifacts.to_line(record["id"]) for record in pool),
-        *(artifacts.to_texts(values) for values in columns.values())))
+    return names
 
 
 def show(choice: Choice, unscored: list[str]) -> None:

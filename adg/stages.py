@@ -43,7 +43,7 @@ _SUBSETS = tuple(f"subsets/{{selection}}/{name}"
 STAGES = {
     "prepare": Stage(
         "generation.prepare_pool", keys=tuple(f"pool.{key}" for key in (
-            "limit", "schema", "fields", "multi_turn", "duplicates", "decontaminate",
+            "encoding", "limit", "schema", "fields", "multi_turn", "duplicates", "decontaminate",
             "max_rejected", "split", "revision")),
         inputs=("pool.path",), optional_inputs=("eval.data_dir",),
         outputs=("pool.jsonl", "rejected.jsonl", "contamination.jsonl"),

@@ -1,6 +1,7 @@
 """What a person wants to see of a finished run: python -m adg.summary RUN_DIR
 
-Reads only what the stages left in the run folder; a part whose stage has not run is not shown.
+Reads only what the stages left in the run folder. A part whose stage has not run is not shown, nor
+one that was made from other inputs than are there now.
 """
 
 import argparse
@@ -12,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from adg import artifacts
-from adg.config import Config, load_config
-from adg.distributed import run_script
+from adg.config import SUBSETS, Config, load_config
+from adg.distributed import run_script, say
 from adg.errors import InputError
-from adg.history import read_log
+from adg.history import read_log, read_records
+from adg.identity import Identities
 from adg.methods.choice import words
-from adg.stages import STAGES, fill_in, outputs_of
+from adg.stages import OUTSIDE, STAGES, fill_in, outputs_of
 
 _EXAMPLES = 3  # records shown from each end of the ranking
 _ANSWERS = 2  # answers shown of each
@@ -34,23 +36,29 @@ def main() -> None:
         raise InputError(f"{run}/ holds no config.yaml: not a run folder")
     config = load_config(run / "config.yaml", [])
     config.output_dir = str(run)
-    print("\n".join(summarise(run, config)))
+    say("\n".join(summarise(run, config)))
 
 
 def summarise(run: Path, config: Config) -> list[str]:
     """The lines of the summary."""
     log = last_lines(run, config)
+    old = out_of_date(run, config)
+    fits = {name: line for name, line in log.items() if name not in old}
     parts = []
-    if "prepare" in log:
-        parts += [_title("Records"), _records(log, config)]
-    if "select" in log:
+    if old:
+        parts += [_title("Out of date"), *textwrap.wrap(
+            f"{', '.join(old.values())}: not made from what {run} holds now, so that their results "
+            f"are not shown. Run these stages again.", _WIDTH)]
+    if "prepare" in fits:
+        parts += [_title("Records"), _records(fits, config)]
+    if "select" in fits:
         subsets = run / "subsets" / config.selection.name
         if config.selection.method == "adg":
             scores = artifacts.JsonlRows(subsets / "scores.jsonl")
-            parts += [_title("Dispersion, anisotropy, score"), *_spread(log["select"], config)]
+            parts += [_title("Dispersion, anisotropy, score"), *_spread(fits["select"], config)]
             parts += [_title("Highest and lowest scores"), *_extremes(run, scores)]
             parts += [_title("Subsets by bin"), *_by_bin(subsets, scores)]
-    if (run / "tables.md").is_file():
+    if (run / "tables.md").is_file() and not old.keys() & {"evaluate", "tables"}:
         parts += [_title("Benchmarks"), (run / "tables.md").read_text(encoding="utf-8").rstrip()]
     parts += [_title("Time"), *_times(log), _title("Files"), *_files(run, config)]
     return parts
@@ -58,8 +66,37 @@ def summarise(run: Path, config: Config) -> list[str]:
 
 def last_lines(run: Path, config: Config) -> dict[str, dict]:
     """{stage: its last line of log.jsonl} for the names of this configuration."""
-    labels = {f"{name} {fill_in(stage.instance, config)}".strip() for name, stage in STAGES.items()}
+    labels = set(_labels(config).values())
     return {line["stage"]: line for line in read_log(run) if line["label"] in labels}
+
+
+def out_of_date(run: Path, config: Config) -> dict[str, str]:
+    """{stage: its label} of those that have finished, but not with what the run folder holds now.
+
+    That is a stage one input of which is another now than its record says, one that is being redone
+    and has not ended, and one that works on what such a stage wrote. What lies outside the run
+    folder, or has been removed from it to save disk, is not looked at.
+    """
+    identities, records, log = Identities(run, config), read_records(run), last_lines(run, config)
+    found: dict[str, str] = {}
+    outputs = set() if (run / "pool.jsonl").is_file() else {"pool.jsonl"}  # that fit nothing
+    for name, label in _labels(config).items():
+        if name not in log:
+            continue
+        record = records.get(label, {"state": "lost", "inputs": {}})
+        inputs = {path: known for path, known in record["inputs"].items() if path not in OUTSIDE}
+        if (record["state"] != "finished" or outputs & inputs.keys() or any(
+                (now := identities.artefact(path)) and now["sha256"] != known["sha256"]
+                for path, known in inputs.items())):
+            found[name] = label
+            outputs |= set(outputs_of(name, config))
+    return found
+
+
+def _labels(config: Config) -> dict[str, str]:
+    """{stage: its label} for the names of this configuration."""
+    return {name: f"{name} {fill_in(stage.instance, config)}".strip()
+            for name, stage in STAGES.items()}
 
 
 def _title(text: str) -> str:
@@ -133,9 +170,10 @@ def _by_bin(subsets: Path, scores: artifacts.JsonlRows) -> list[str]:
         sizes = counts["records"].values()
         return [f"{len(bins)} bins of {min(sizes)} to {max(sizes)} records; "
                 f"see {subsets / 'scores.jsonl'}"]
-    for name in ("top", "middle", "bottom"):
+    bin_of = {row["id"]: row["bin"] for row in scores}
+    for name in SUBSETS:
         chosen = json.loads((subsets / f"{name}.json").read_text(encoding="utf-8"))
-        counts[name] = Counter(row["bin"] for row in chosen)
+        counts[name] = Counter(bin_of.get(record["id"]) for record in chosen)
     rows = [f"{'bin':10}" + "".join(f"{bin_:>5}" for bin_ in bins) + f"{'all':>7}"]
     for name, own in counts.items():
         rows.append(f"{name:10}" + "".join(f"{own[bin_]:>5}" for bin_ in bins)

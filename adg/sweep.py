@@ -48,7 +48,7 @@ def main() -> None:
             problems.append(f"not selected: {name}: {error}")
         except SystemExit as ended:  # of stage measure, which has said why
             problems.append(f"not selected: {name}: measure ended with status {ended.code}")
-    print("\n".join(["", *overlaps(tops), *problems]))
+    say("\n".join(["", *overlaps(tops), *problems]))
     sys.exit(2 if problems else 0)
 
 

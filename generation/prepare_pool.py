@@ -22,13 +22,14 @@ from adg.command import parse_command
 from adg.config import Config
 from adg.distributed import run_script, say
 from adg.errors import InputError
-from adg.records import normalise, problem_of
+from adg.records import normalise, problem_of, subset_names
 from generation.contamination import Benchmarks
-from generation.schemas import Unusable, converter, detect
+from generation.schemas import SCHEMAS, Unusable, converter, detect
 from generation.sources import Raw, read_pool
 
 _SHOWN = 8  # reasons that are told when too many records are unusable
 _FIRST = 100  # records that the schema is told by
+_NAMED = 20  # fields that are named
 
 
 def main() -> None:
@@ -57,6 +58,8 @@ def main() -> None:
     say(f"[prepare] {found.usable} records in the pool, {found.rejected} rejected"
         + (f": see {run.folder / 'rejected.jsonl'}" if found.rejected else "")
         + (f"; {found.dropped} duplicates dropped" if found.dropped else ""))
+    for line in describe_fields(found):
+        say(f"[prepare] {line}")
     if overlaps:
         say(f"[prepare] {len(overlaps)} records share 13 words in a row with a question of a "
             f"benchmark ({'left out' if config.pool.decontaminate == 'drop' else 'kept'}): see "
@@ -73,6 +76,25 @@ class Found(NamedTuple):
     dropped: int
     size: int
     schema: str
+    fields: list[str]  # of the usable records
+
+
+def describe_fields(found: Found) -> list[str]:
+    """What a person should know of the records' other fields, a line each."""
+    sources = SCHEMAS[found.schema].fields if found.schema in SCHEMAS else ()
+    unused = [name for name in found.fields
+              if name not in ("id", "instruction", "input", "output", *sources)]
+    lines = []
+    if unused:
+        lines.append(f"fields not used in prompts: {', '.join(unused[:_NAMED])}"
+                     + (f" and {len(unused) - _NAMED} more" if len(unused) > _NAMED else "")
+                     + (f"; pool.fields.input={unused[0]} would make one the input"
+                        if found.schema in ("alpaca", "fields") else ""))
+    renamed = {field: name for field, name in subset_names(found.fields).items() if name != field}
+    if renamed:
+        lines.append(f"fields that select writes too: {', '.join(renamed)}; in the subsets these "
+                     f"stay the pool's, and those of select are {', '.join(renamed.values())}")
+    return lines
 
 
 def sort_out(config: Config, usable: TextIO, rejected: TextIO, overlaps: list[dict]) -> Found:
@@ -99,7 +121,7 @@ def sort_out(config: Config, usable: TextIO, rejected: TextIO, overlaps: list[di
         if judge.usable == config.pool.limit:
             break
     judge.check()
-    return Found(judge.usable, judge.rejected, judge.dropped, size, schema)
+    return Found(judge.usable, judge.rejected, judge.dropped, size, schema, list(judge.fields))
 
 
 def _with_schema(config: Config) -> tuple[str, Iterator[Raw]]:
@@ -113,7 +135,7 @@ def _with_schema(config: Config) -> tuple[str, Iterator[Raw]]:
     readable = [raw for raw in first if raw.problem is None]
     if not readable:
         return "alpaca", chain(first, raws)  # each will say what is wrong with it
-    return detect(raw.value for raw in readable), chain(first, raws)
+    return (detect((raw.value for raw in readable), readable[0].separator), chain(first, raws))
 
 
 class Judge:
@@ -125,6 +147,7 @@ class Judge:
                             if config.compares_with_benchmarks() else None)
         self._convert = converter(schema, config.pool)
         self.usable = self.dropped = self.rejected = self._broken = self._seen = 0
+        self.fields: dict[str, None] = {}  # of the usable records, in the order of their appearance
         self.reason: str | None = None  # why the last record was not taken; None: dropped
         self._places: dict[str, str] = {}  # of each id
         self._hashes: set[bytes] = set()
@@ -156,6 +179,8 @@ class Judge:
             return None
         self._places[record["id"]] = raw.place()
         self.usable += 1
+        if not record.keys() <= self.fields.keys():
+            self.fields |= dict.fromkeys(record)
         return record
 
     def _read(self, raw: Raw, position: int) -> tuple[dict | None, str | None]:
@@ -166,10 +191,12 @@ class Judge:
             return None, f"a {type(raw.value).__name__}, not an object"
         try:
             record = self._convert(raw.value)
+            problem = problem_of(record)
         except Unusable as error:
-            return None, str(error)
-        problem = problem_of(record)
+            problem = str(error)
         if problem is not None:
+            if raw.separator and problem.endswith("is missing"):
+                problem += f", the separator is {raw.separator}"
             return None, problem
         record = normalise(record, position)
         known = self._places.get(record["id"])

@@ -89,18 +89,23 @@ SCHEMAS = {
 }
 
 
-def detect(records: Iterable[Any]) -> str:
-    """The schema that most of a pool's first records have; InputError where none is known."""
+def detect(records: Iterable[Any], separator: str | None = None) -> str:
+    """The schema that most of a pool's first records have; InputError where none is known.
+
+    `separator`: what separated their fields, in a CSV file.
+    """
     first = [record for record in records if isinstance(record, dict)]
     counts = {name: sum(set(schema.fields) <= record.keys() for record in first)
               for name, schema in SCHEMAS.items()}
     best = max(counts, key=lambda name: counts[name])
     if not counts[best]:
         names = sorted(first[0])[:20] if first else []
+        read = f"; the separator is {separator}" if separator else ""
         raise InputError(f"pool.path: no known schema has the fields of the first records "
-                         f"({', '.join(map(str, names)) or 'none'}): name one in pool.schema "
+                         f"({', '.join(map(str, names)) or 'none'}{read}): name one in pool.schema "
                          f"({', '.join(SCHEMAS)}), or map them with pool.fields, as in "
-                         f"pool.fields.instruction=question pool.fields.output=answer")
+                         f"pool.fields.instruction=question pool.fields.input=context "
+                         f"pool.fields.output=answer (without an input, leave that one out)")
     return best
 
 

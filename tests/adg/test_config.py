@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf.basecontainer import BaseContainer
 
 from adg.command import parse_command
 from adg.config import describe_keys, flatten, load_config
@@ -35,6 +36,65 @@ def test_what_is_wrong_is_named(config_file, override: str, message: str):
         load_config(config_file(), [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [
+    "${oc.env:HOME}", "${ oc.env : HOME}", "a-${oc.env:HOME,none}", "${oc.decode:'1'}",
+    "${oc.create:{}}", "${oc.select:seed}", "${oc.deprecated:seed}", "${oc.dict.keys:model}",
+    "${oc.dict.values:model}", "${package_dir:${oc.env:HOME}}", "${env:HOME}"])
+def test_no_resolver_but_our_own_is_asked(config_file, tmp_path: Path, value: str):
+    with pytest.raises(InputError, match=r"^the command line: selection.name asks for \$\{"):
+        load_config(config_file(), [f"selection.name='{value}'".replace("'1'", "1")])
+    below = config_file("below.yaml", selection={"name": value})
+    (tmp_path / "x.yaml").write_text("base: below.yaml\n")
+    with pytest.raises(InputError) as error:
+        load_config(tmp_path / "x.yaml", [])
+    assert str(error.value).startswith(f"{below}: selection.name asks for ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_resolver_whose_name_is_put_together_is_not_there_either(config_file, monkeypatch):
+    monkeypatch.setenv("SECRET", "hunter2")
+    for name in ("'${oc.${train.name}:SECRET}'", "'${${train.name}:SECRET}'"):
+        with pytest.raises(InputError, match="selection.name: Unsupported interpolation") as error:
+            load_config(config_file(), [f"selection.name={name}", "train.name=env"]
+                        if "oc." in name else [f"selection.name={name}", "train.name=oc.env"])
+        assert "hunter2" not in str(error.value)
+    assert set(BaseContainer._resolvers) == {"package_dir"}
+
+
+def test_references_to_other_keys_stay(config_file):
+    config = load_config(config_file(), ["selection.name='k${generation.num_answers}'"])
+    assert config.selection.name == "k3"
+
+
+@pytest.mark.parametrize("content", [
+    "root:x:0:0:root:/root:/bin/sh\nme:x:1:1::/home/me:/bin/sh\n", "the secret\nof two lines\n",
+    "- the secret\n", "a: [the secret\nb: {\n", "key: |\n secret\n\tx: &a *b\n"])
+def test_a_base_that_is_no_configuration_is_not_shown(tmp_path: Path, content: str):
+    (tmp_path / "other").write_text(content)
+    path = tmp_path / "x.yaml"
+    path.write_text("base: other\n")
+    with pytest.raises(InputError, match=f"{tmp_path}/other: not ") as error:
+        load_config(path, [])
+    assert not any(part in str(error.value) for part in ("secret", "root:", "/bin", "home/me"))
+
+
+def test_a_run_folder_is_not_the_repository_nor_a_home(config_file, monkeypatch, tmp_path: Path):
+    home = tmp_path / "home"
+    (home / "runs").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    (tmp_path / "link").symlink_to(ROOT)
+    monkeypatch.chdir(ROOT)
+    sources = [path for path in ROOT.iterdir()
+               if path.is_dir() and (any(path.glob("*.py")) or path.name in ("configs", ".git"))]
+    assert len(sources) > 8
+    for folder in (".", "/", ROOT, ROOT.parent, home, tmp_path / "link", tmp_path / "link/adg",
+                   "runs/..", "configs/demo", *sources):
+        with pytest.raises(InputError, match="output_dir is .*; it must be a folder for one run"):
+            load_config(config_file(output_dir=str(folder)), [])
+    for folder in ("runs/mine", "mine", home / "runs", tmp_path / "link/runs/mine"):
+        assert load_config(config_file(output_dir=str(folder)), []).output_dir == str(folder)
 
 
 def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path):

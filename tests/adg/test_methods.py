@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from conftest import RECORDS
 
-from adg import arrays, artifacts, score_and_select
+from adg import arrays, artifacts, score_and_select, summary
+from adg.compare_runs import compare, read_selection
+from adg.config import load_config
 from adg.geometry import anisotropy, centred_grams, dispersion
+from adg.history import read_records
 from adg.methods import divergence
 from adg.selection import select_paper
 from adg.stages import needed_stages
+from adg.verify import verify
 from generation import prepare_pool
 
 
@@ -61,8 +65,6 @@ def test_all_is_the_whole_pool_whatever_the_budget(select):
 
 
 def test_methods_that_need_only_the_pool_need_no_answers(config_file):
-    from adg.config import load_config
-
     config = load_config(config_file(), ["selection.method=random"])
     assert needed_stages(config) == ["prepare", "select", "finetune", "evaluate", "tables"]
     config = load_config(config_file(), [])
@@ -134,11 +136,67 @@ def test_the_folder_of_subsets_is_a_data_set_for_others(config_file, stage, tmp_
         loaded = datasets.load_dataset(str(folder), name, split="train",
                                        cache_dir=str(tmp_path / "cache"))
         assert [row["id"] for row in loaded] == [row["id"] for row in rows]
+    assert datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))["train"][
+        "id"] == [row["id"] for row in json.loads((folder / "top.json").read_text())]
+    for name in names:
+        rows = json.loads((folder / info[f"{method}-{name}"]["file_name"]).read_text())
         columns = info[f"{method}-{name}"]["columns"]
         assert {columns[role] for role in ("prompt", "query", "response")} <= set(rows[0])
     card = (folder / "README.md").read_text()
-    assert card.startswith("---\n") and "pool.jsonl" in card and str(tmp_path) not in card
+    assert card.startswith("---\n") and str(tmp_path) not in card
+    assert f"# {method}: {10 if method == 'all' else 3} of 10 records of pool.jsonl\n" in card
+    assert "pool.limit" not in card
     assert ("anisotropy I" in card and "| score | " in card) == (method == "adg")
+
+
+@pytest.mark.parametrize("method", ["adg", "random"])
+def test_the_pools_own_fields_survive_under_their_names(config_file, stage, tmp_path, method):
+    mine = {"score": 99, "dispersion": "low", "bin": [7], "generated_answers": ["mine"],
+            "adg_bin": "b", "num_answers": 5, "rank": 1}
+    pool = [record | (mine if number == 9 else {}) for number, record in enumerate(RECORDS)]
+    artifacts.write_jsonl(tmp_path / "pool.jsonl", pool)
+    stage(prepare_pool, config_file())
+    run = tmp_path / "run"
+    grams = centred_grams(np.random.default_rng(3).normal(size=(10, 3, 8)))
+    arrays.write_array(run / "answer_grams/00000.npy", grams.astype(np.float32))
+    arrays.write_array(run / "bins.npy", np.arange(10, dtype=np.int32) % 2)
+    artifacts.write_jsonl(run / "answers/00000.jsonl", (
+        record | {"generated_answers": ["a", "b", "c"]} for record in RECORDS))
+    path = config_file(selection={"method": method})
+    stage(score_and_select, path)
+    folder = run / "subsets" / method
+    scores = {row["id"]: row for row in artifacts.JsonlRows(folder / "scores.jsonl")}
+    assert list(scores["r0"]) == ["id", "bin", "num_answers", "dispersion", "anisotropy", "score"]
+    chosen = [row for name in ("top", "middle", "bottom")
+              for row in json.loads((folder / f"{name}.json").read_text())]
+    assert len(chosen) == 9
+    for row in chosen:
+        own = mine if row["id"] == "r9" else {}
+        ours = {"adg_score": "score", "adg_dispersion": "dispersion", "anisotropy": "anisotropy",
+                "adg_adg_bin": "bin"}
+        assert {name: row[name] for name in own} == own
+        assert {name: row[name] for name in ours} == {
+            name: scores[row["id"]][field] for name, field in ours.items()}
+        assert set(row) - set(RECORDS[0]) - set(ours) - set(own) == (
+            {"adg_generated_answers"} if method == "adg" else set())
+    card = (folder / "README.md").read_text()
+    assert ("named `generated_answers`, `dispersion`, `score` and `bin`, which are as they were: "
+            "those of the selection are `adg_generated_answers`, `adg_dispersion`, `adg_score` and "
+            "`adg_adg_bin`.") in card
+    config = load_config(path, [])
+    shown = "\n".join(summary.summarise(run, config))
+    if method == "adg":
+        assert "top           " in shown and "Highest and lowest scores" in shown
+    assert compare(*[read_selection(folder)] * 2)["shared"] == 3
+    assert not list(verify(run, read_records(run), config))
+
+
+def test_the_card_says_that_a_limit_cut_the_pool(config_file, stage, tmp_path):
+    for module in (prepare_pool, score_and_select):
+        stage(module, config_file(pool={"limit": 4}), "selection.method=random")
+    card = (tmp_path / "run/subsets/random/README.md").read_text()
+    assert "# random: 3 of 4 records of pool.jsonl\n" in card
+    assert "The pool is the first 4 usable records of pool.jsonl (`pool.limit`)" in card
 
 
 def test_blocks_change_nothing(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from conftest import RECORDS
 from adg import artifacts
 from adg.config import POOL_SCHEMAS, load_config
 from adg.errors import InputError
-from generation import prepare_pool, schemas, sources
+from generation import prepare_pool, schemas, sources, text_files
 
 GOOD = [{"id": f"g{i}", "instruction": f"Say {i}.", "output": f"{i}, é"} for i in range(3)]
 
@@ -36,9 +36,9 @@ def record(**changes: object) -> dict:
     return {key: value for key, value in base.items() if value is not ...}
 
 
-def column_text(*rows: dict) -> bytes:
+def column_text(*rows: dict, separator: str = ",") -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["id", "instruction", "output"])
+    writer = csv.DictWriter(text, ["id", "instruction", "output"], delimiter=separator)
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
@@ -86,6 +86,16 @@ REJECTED: dict[str, tuple[str, bytes, dict | None, str]] = {
         "NaN": (b'{"instruction": "a", "output": "b", "score": NaN}', "cannot be written"),
         "infinity": (b'{"instruction": "a", "output": "b", "score": -Infinity}',
                      "cannot be written"),
+        "an empty id": (record(id=""), "id is empty"),
+        "a blank id": (record(id=" "), "id is empty"),
+        "a truth value for an id": (record(id=True), "id is a bool, not a string or number"),
+        "a list for an id": (record(id=[1, 2]), "id is a list, not a string or number"),
+        "an object for an id": (record(id={"a": 1}), "id is a dict, not a string or number"),
+        "a key twice": (b'{"instruction": "first", "instruction": "second", "output": "a"}',
+                        "a key twice in one object (instruction)"),
+        "a key twice deep inside": (
+            b'{"instruction": "a", "output": "b", "c": [{"d": 1, "e": 2, "d": 1}]}',
+            "a key twice in one object (d)"),
         "an id twice": (record(id="g0"), "its id is another's (the id 'g0' is that of"),
         "a long broken line": (b'{"instruction": "' + LONG.encode(), "not valid JSON"),
     }.items()
@@ -98,6 +108,13 @@ REJECTED: dict[str, tuple[str, bytes, dict | None, str]] = {
                             {"element": 2}, "a int, not an object"),
     "array with an empty object": ("pool.json", json.dumps([GOOD[0], {}, *GOOD[1:]]).encode(),
                                    {"element": 2}, "instruction is missing"),
+    "array with a key twice": (
+        "pool.json", json.dumps([GOOD[0], "?", *GOOD[1:]]).encode().replace(
+            b'"?"', b'{"output": "a", "instruction": "b", "output": "c"}'), {"element": 2},
+        "a key twice in one object (output)"),
+    "csv with a row that is not UTF-8": (
+        "pool.csv", column_text(*GOOD[:1]) + "bad,Wo?,Die größte Stadt ist schön.\r\n".encode(
+            "cp1252") + column_text(*GOOD[1:]).split(b"\r\n", 1)[1], {"line": 3}, "not UTF-8"),
     "csv with a short row": ("pool.csv", column_text(*GOOD[:1]) + b"bad,only\r\n"
                              + column_text(*GOOD[1:]).split(b"\r\n", 1)[1], {"line": 3},
                              "fewer fields than the header"),
@@ -122,6 +139,12 @@ WHOLE: dict[str, tuple[str, bytes]] = {
     "csv": ("pool.csv", column_text(*GOOD)),
     "csv with a mark": ("pool.csv", b"\xef\xbb\xbf" + column_text(*GOOD)),
     "csv in gzip": ("pool.csv.gz", gzip.compress(column_text(*GOOD))),
+    "csv with semicolons": ("pool.csv", column_text(*GOOD, separator=";")),
+    "csv with semicolons and a mark": (
+        "pool.csv", b"\xef\xbb\xbf" + column_text(*GOOD, separator=";")),
+    "csv with tabs": ("pool.csv", column_text(*GOOD, separator="\t")),
+    "tsv": ("pool.tsv", column_text(*GOOD, separator="\t")),
+    "tsv in gzip": ("pool.tsv.gz", gzip.compress(column_text(*GOOD, separator="\t"))),
 }
 REFUSED: dict[str, tuple[str, bytes, str]] = {
     "an empty file": ("pool.jsonl", b"", "holds no record"),
@@ -146,8 +169,19 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
                        "cut short or damaged"),
     "no Parquet": ("pool.parquet", lines(*GOOD), "not a whole Parquet file"),
     "an open quote": ("pool.csv", column_text(*GOOD) + b'bad,"open', "pool.csv:4: not valid CSV"),
+    "another separator": ("pool.csv", column_text(*GOOD, separator="|"),
+                          "pool.csv:1: the header is one field, 'id|instruction|output': no comma, "
+                          "semicolon or tab"),
+    "a tsv with commas": ("pool.tsv", column_text(*GOOD), "the header is one field, .*: no tab"),
+    "other columns": ("pool.csv", b"question;answer\na;b\n",
+                      "fields of the first records .answer, question; the separator is semicolon"),
+    "rows that do not fit": ("pool.csv", b"instruction;output\na,b\nc,d\n",
+                             "2 x fewer fields than the header, the separator is semicolon"),
+    "a header in latin-1": ("pool.csv", "instruction,output,né\na,b,c\n".encode("latin-1"),
+                            "pool.csv:1: not UTF-8, perhaps cp1252"),
     "other fields": ("pool.jsonl", lines({"question": "a", "answer": "b"}),
-                     r"no known schema has the fields .*\(answer, question\).*pool.fields"),
+                     r"no known schema has the fields .*\(answer, question\).*pool.fields."
+                     r"instruction=\S+ pool.fields.input=\S+ pool.fields.output="),
     "another kind of file": ("pool.txt", lines(*GOOD), "is none of .jsonl, .json"),
     "nothing usable": ("pool.jsonl", lines(record(output="")), "no usable record among 1: 1 x "
                                                                "output is empty"),
@@ -195,6 +229,89 @@ def test_a_source_that_cannot_be_read_is_named(config_file, stage, tmp_path, cas
     with pytest.raises(InputError, match=message):
         prepare(stage, config_file, tmp_path, name, content)
     assert not [path for path in (tmp_path / "run").rglob("*") if "jsonl" in path.name]
+
+
+GERMAN = [{"id": f"g{i}", "instruction": "Wie heißt die größte Stadt Österreichs?",
+           "output": f"Wien; {i} schöne Grüße, – “ä”."} for i in range(20)]
+FRENCH = [{"id": "f", "instruction": "Où est le garçon, à l'école?", "output": "Il a mangé."}]
+
+
+def encoded(name: str, encoding: str, rows: list[dict]) -> bytes:
+    """A pool's file in another encoding, with letters as they are."""
+    text = {"pool.csv": column_text(*rows).decode(), "pool.json": json.dumps(
+        rows, ensure_ascii=False), "pool.jsonl": "".join(json.dumps(
+            row, ensure_ascii=False) + "\n" for row in rows)}[name]
+    return text.encode(encoding)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("name", ["pool.csv", "pool.json", "pool.jsonl"])
+def test_a_pool_in_another_encoding_is_read_in_it_and_in_no_other(config_file, stage, tmp_path,
+                                                                  name, encoding):
+    content = encoded(name, encoding, GERMAN)
+    for given in (encoding, "auto"):
+        run = prepare(stage, config_file, tmp_path, name, content, encoding=given)
+        assert pool_of(run) == [row | {"input": ""} for row in GERMAN]
+    with pytest.raises(InputError, match="not UTF-8, perhaps cp1252: try pool.encoding=cp1252"
+                       if encoding == "cp1252" else "not UTF-8|not a JSON array|not valid JSON"):
+        prepare(stage, config_file, tmp_path, name, content, encoding="utf-8")
+
+
+def test_an_encoding_that_is_not_certain_is_asked_for(config_file, stage, tmp_path):
+    for name in ("pool.csv", "pool.json", "pool.jsonl"):
+        content = encoded(name, "cp1252", FRENCH)
+        with pytest.raises(InputError, match=r"pool.encoding is auto, but the encoding of .* is "
+                                             r"not certain \(perhaps cp1252 or"):
+            prepare(stage, config_file, tmp_path, name, content, encoding="auto")
+        run = prepare(stage, config_file, tmp_path, name, content, encoding="cp1252")
+        assert pool_of(run) == [FRENCH[0] | {"input": ""}]
+        with pytest.raises(InputError, match="not ascii, perhaps cp1252 or"):
+            prepare(stage, config_file, tmp_path, name, content, encoding="ascii")
+
+
+def test_auto_leaves_utf8_with_a_broken_line_utf8(config_file, stage, tmp_path):
+    content = encoded("pool.jsonl", "utf-8", GERMAN) + encoded("pool.jsonl", "cp1252", FRENCH)
+    run = prepare(stage, config_file, tmp_path, "pool.jsonl", content, encoding="auto",
+                  max_rejected=0.1)
+    assert [row["id"] for row in pool_of(run)] == [row["id"] for row in GERMAN]
+    [row] = [json.loads(line) for line in (run / "rejected.jsonl").open()]
+    assert row["reason"].startswith("not UTF-8")
+
+
+def test_pieces_of_a_long_line_are_guessed_by_whole_characters(tmp_path):
+    rows = [{"instruction": "请用一句话解释什么是机器学习。" * 1000, "output": "首都是北京。"}] * 3
+    path = tmp_path / "pool.json"
+    for shift in range(2):  # the sample ends at the end of a character, or within one
+        path.write_bytes(b" " * shift + json.dumps(rows, ensure_ascii=False).encode("gb18030"))
+        assert text_files.guess_encoding(path) == (["gb18030"], True)
+
+
+@pytest.mark.parametrize("name", ["utf-9", "rot13", "base64", "undefined", "a\0b", ""])
+def test_an_unknown_encoding_is_refused(config_file, name):
+    with pytest.raises(InputError, match="pool.encoding is .*; it must be auto or a Python codec"):
+        load_config(config_file(pool={"encoding": name}), [])
+
+
+def test_numbers_stay_ids(config_file, stage, tmp_path):
+    run = prepare(stage, config_file, tmp_path, "pool.jsonl",
+                  lines(record(id=0), record(id=1.5), record(id=None)))
+    assert [row["id"] for row in pool_of(run)] == ["0", "1.5", "2"]
+
+
+def test_fields_that_no_prompt_shows_and_fields_that_select_writes_are_named(
+        config_file, stage, tmp_path, capsys):
+    run = prepare(stage, config_file, tmp_path, "pool.jsonl", lines(
+        record(id="a", context="in", score=1), record(id="b", bin=2, adg_score=3)))
+    said = capsys.readouterr().out
+    assert "fields not used in prompts: context, score, bin, adg_score; pool.fields.input=" in said
+    assert ("fields that select writes too: score, bin; in the subsets these stay the pool's, and "
+            "those of select are adg_adg_score, adg_bin") in said
+    assert pool_of(run)[1]["adg_score"] == 3
+    prepare(stage, config_file, tmp_path, "pool.jsonl", lines({"messages": [
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}))
+    assert "fields" not in capsys.readouterr().out
+    prepare(stage, config_file, tmp_path, "pool.jsonl", lines(SCHEMAS["flan"]))
+    assert "fields not used in prompts: task\n" in capsys.readouterr().out
 
 
 def test_too_many_bad_records_stop_with_a_summary(config_file, stage, tmp_path):
