@@ -50,7 +50,8 @@ def summarise(run: Path, config: Config) -> list[str]:
             parts += [_title("Dispersion, anisotropy, score"), *_spread(log["select"], config)]
             parts += [_title("Highest and lowest scores"), *_extremes(run, scores)]
             parts += [_title("Subsets by bin"), *_by_bin(subsets, scores)]
-    if (run / "tables.md").is_file():
+    evaluated = log.get("evaluate", {}).get("time", "")
+    if (run / "tables.md").is_file() and evaluated >= log.get("select", {}).get("time", "0"):
         parts += [_title("Benchmarks"), (run / "tables.md").read_text(encoding="utf-8").rstrip()]
     parts += [_title("Time"), *_times(log), _title("Files"), *_files(run, config)]
     return parts
