@@ -26,6 +26,7 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any]) -> 
             front += [f"- config_name: {name}", f"  data_files: {name}.json"]
     generation, weight = config.generation, config.selection.anisotropy_weight
     facts = config.selection.facts()
+    seed = config.selection_seed() if "selection.seed" in facts.keys else config.seed
     models = [_public(model_of(name, config)) for name in facts.models]
     how = facts.about.format(
         model=" and ".join(models), clusters=config.selection.pre_experience.clusters,
@@ -38,8 +39,8 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any]) -> 
     body = [f"# {config.selection.name}: {sizes['top']:,} of the records of "
             f"{config.pool.path if config.pool.on_hub() else Path(config.pool.path).name}", "",
             how, "",
-            f"Backbone: {_public(config.model.name_or_path)}. Seed: {config.seed}. The records are "
-            f"those of the pool, whose licence holds for them.", "",
+            f"Backbone: {_public(config.model.name_or_path)}. Seed: {seed}. The "
+            f"records are those of the pool, whose licence holds for them.", "",
             "| file | records | what |", "| --- | --- | --- |"]
     body += [f"| `{name}.json` | {size:,} | {_ABOUT[name]} |"
              for name, size in sizes.items() if size]
