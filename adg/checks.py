@@ -9,6 +9,7 @@ from adg.config import Config
 from adg.errors import InputError
 from adg.layers import windows_of
 from adg.models import describe, source_of
+from adg.paths import looked_in
 
 CODE_BENCHMARKS = ("mbpp", "humaneval")  # run programs that the model writes
 
@@ -89,7 +90,7 @@ def read_sharding(config: Config) -> dict:
     try:
         settings = json.loads(path.read_text(encoding="utf-8")) | {}
     except FileNotFoundError:
-        raise InputError(f"train.deepspeed: {path} is not there") from None
+        raise InputError(f"train.deepspeed: {path} is not there{looked_in(path)}") from None
     except (ValueError, TypeError) as error:
         raise InputError(f"train.deepspeed: {path} is not valid JSON ({error})") from None
     if settings.get("zero_optimization", {}).get("stage", 0) >= 2:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from omegaconf import MISSING, OmegaConf
 
 from adg.config import Config, describe_keys, load_config, to_yaml
+from adg.errors import InputError
 
 
 class Command(NamedTuple):
@@ -27,11 +28,14 @@ def parse_command(about: str, argv: list[str] | None = None, *,
     """
     parser = argparse.ArgumentParser(
         description=about, usage=usage, allow_abbrev=False, epilog=_help_on_keys(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False,
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, as in configs/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value",
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", default=[],
                         help="replaces a value of the file")
+    parser.add_argument("-h", "--help", nargs="?", action=_Help, metavar="SECTION",
+                        help="show this message, or the configuration keys of one section, and "
+                             "stop")
     parser.add_argument("--overwrite", action="store_true",
                         help="delete this stage's earlier output of the same name and do it anew")
     parser.add_argument("--dry-run", action="store_true",
@@ -50,9 +54,26 @@ def parse_command(about: str, argv: list[str] | None = None, *,
     return Command(config, arguments.overwrite, arguments.dry_run, arguments.show_prompts)
 
 
-def _help_on_keys() -> str:
+class _Help(argparse.Action):
+    """--help, of everything or of one section."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: str | None, option_string: str | None = None) -> None:
+        if values is None:
+            parser.print_help()
+        else:
+            print(_help_on_keys(values))
+        parser.exit()
+
+
+def _help_on_keys(section: str = "") -> str:
+    """Every key, or those of a section; InputError where there is none of that name."""
     lines = ["configuration keys, with their defaults (* changes speed or memory, never a result):"]
-    for key, default, about, tuning in describe_keys():
+    keys = [row for row in describe_keys() if not section or row[0].startswith(f"{section}.")]
+    if not keys:
+        names = dict.fromkeys(key.rpartition(".")[0] for key, *_ in describe_keys() if "." in key)
+        raise InputError(f"{section} is no section of the configuration: {', '.join(names)}")
+    for key, default, about, tuning in keys:
         shown = "required" if default == MISSING else OmegaConf.to_yaml([default]).strip()[2:]
         if isinstance(default, list):
             shown = f"[{', '.join(map(str, default))}]"

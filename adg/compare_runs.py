@@ -44,7 +44,8 @@ def main() -> None:
 
 
 def read_selection(path: Path) -> Selection:
-    """The selection in a folder subsets/NAME, or that of a run folder's own configuration."""
+    """The selection in a folder subsets/NAME, or that of a run folder's own configuration, which
+    is said where there are others."""
     folder = path
     if not (path / "scores.jsonl").is_file():
         if not (path / "config.yaml").is_file():
@@ -56,6 +57,11 @@ def read_selection(path: Path) -> Selection:
             raise InputError(f"{path}/config.yaml, the last configuration that worked here, names "
                              f"the selection {folder.name}, which is not there: give one of "
                              f"{path}/subsets/ ({', '.join(there) or 'empty'})")
+        others = sorted(own.parent.name for own in path.glob("subsets/*/scores.jsonl")
+                        if own.parent != folder)
+        if others:
+            print(f"{path}: the selection {folder.name}, of the last configuration that worked "
+                  f"here; give {path}/subsets/NAME for another ({', '.join(others)})")
     try:
         rows = [(row["id"], *(row[name] for name in _COLUMNS))
                 for row in artifacts.JsonlRows(folder / "scores.jsonl")]

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING as NO_DEFAULT
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ from adg.keys import (
     one_of,
     positive_or_none,
     require,
+    seed_or_none,
 )
+from adg.paths import ROOT, find, looked_in
 from adg.selection_config import SelectionConfig
 
 PROMPTS = ("alpaca", "alpaca_no_input", "chat", "plain", "file")
-_REPOSITORY = Path(__file__).resolve().parents[1]
 _RESOLVER = re.compile(r"(?<!\\)\$\{\s*([^\s${}:]+)\s*:")  # of an interpolation ${name:argument}
 HUB = "hf:"  # what pool.path begins with where it names a hub data set
 POOL_SCHEMAS = ("alpaca", "dolly", "sharegpt", "wizardlm", "messages", "self_instruct",
@@ -47,7 +48,7 @@ CHINESE_BENCHMARKS = ("cmmlu", "ceval-valid")
 @dataclass
 class ModelConfig:
     name_or_path: str = key(MISSING, "backbone: a hub name (also owner/name@revision), a Hugging "
-                                    "Face folder or a GGUF file")
+                                    "Face folder or a GGUF file", path=True)
     dtype: str = key("bfloat16", "weights in every stage: bfloat16, float16 or float32")
     trust_remote_code: bool = key(False, "run Python code that comes with the model")
     tensor_parallel_size: int = key(1, "sample, and evaluate with vllm: GPUs that one engine "
@@ -63,7 +64,7 @@ class ModelConfig:
 class PoolConfig:
     path: str = key(MISSING, "the instruction pool: .jsonl, .json (an array), .parquet, .csv or "
                               ".tsv, also .gz of all but Parquet, a folder of such files, or "
-                              "hf:owner/name")
+                              "hf:owner/name", path=True)
     encoding: str = key("utf-8", "of text files: a Python codec such as utf-8, cp1252 or utf-16, "
                                   "or auto (told by the file; refused where that is not certain)")
     limit: int | None = key(None, "use only the first so many usable records; null: all")
@@ -115,7 +116,8 @@ class GenerationConfig:
     prompt: str = key("alpaca", "prompt template: alpaca, alpaca_no_input (drops the input), chat "
                                  "(the tokenizer's own), plain (the record alone) or file")
     prompt_file: str | None = key(None, "prompt file: a text with {instruction} and {input}, or "
-                                         "{text} for both; after a line ---, one without input")
+                                         "{text} for both; after a line ---, one without input",
+                                   path=True)
     system_prompt: str | None = key(None, "prompt chat: a system message; null: none of ours")
     max_prompt_tokens: int | None = key(None, "only the prompt's first so many tokens, which may "
                                                "cut off its end; null: all")
@@ -237,7 +239,7 @@ class ClusteringConfig:
     max_iter: int = key(100, "passes over the pool at most")
     scratch_dir: str | None = key(None, "folder for the copy of the vectors that k-means reads (N "
                                          "x H x 4 bytes); null: $TMPDIR where that is on a disk "
-                                         "with room, else output_dir", tuning=True)
+                                         "with room, else output_dir", tuning=True, path=True)
 
     def __post_init__(self) -> None:
         for name in ("num_bins", "batch_size", "num_init", "max_iter"):
@@ -251,13 +253,15 @@ class ClusteringConfig:
 class TrainConfig:
     name: str | None = key(None, "folder under models/; null: <selection>-<subset>, as in "
                                   "adg-top, or the name of the file in train.subset")
+    seed: int | None = key(None, "of the order of the records; null: seed")
     subset: str = key("top", "what to fine-tune on: top, middle, bottom, or a file of Alpaca "
-                              "records (.json or .jsonl)")
-    model_name_or_path: str | None = key(None, "what is fine-tuned; null: the selecting backbone")
+                              "records (.json or .jsonl)", path=True)
+    model_name_or_path: str | None = key(None, "what is fine-tuned; null: the selecting backbone",
+                                         path=True)
     prompt: str | None = key(None, "prompt template; null: the one of generation.prompt")
     deepspeed: str = key("configs/deepspeed/zero2.json", "DeepSpeed's configuration file; ZeRO-2 "
                          "and ZeRO-3 sum a step's gradients in float32 unless it says otherwise "
-                         "(data_types.grad_accum_dtype)")
+                         "(data_types.grad_accum_dtype)", path=True)
     epochs: int = key(5, "passes over the subset")
     learning_rate: float = key(1e-5, "peak learning rate of AdamW")
     lr_scheduler: str = key("cosine", "schedule after the warm-up: cosine, linear or constant")
@@ -288,6 +292,7 @@ class TrainConfig:
             positive_or_none(f"train.{name}", getattr(self, name))
         require(self.keep_checkpoints >= 2, "train.keep_checkpoints", self.keep_checkpoints,
                 "2 or more: the newest may be half written when a machine dies")
+        seed_or_none("train.seed", self.seed)
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "above 0")
         ratio = self.warmup_ratio
         require(0 <= ratio < 1, "train.warmup_ratio", ratio, "from 0 to below 1")
@@ -306,7 +311,8 @@ class EvalConfig:
     benchmarks: list[str] = key(list(BENCHMARKS), "which of "
                                 + ", ".join(BENCHMARKS + CHINESE_BENCHMARKS))
     backend: str = key("hf", "engine that answers: hf (transformers) or vllm")
-    data_dir: str | None = key(None, "benchmarks on disk in the hub's layout; null: from the hub")
+    data_dir: str | None = key(None, "benchmarks on disk in the hub's layout; null: from the hub",
+                               path=True)
     limit: int | None = key(None, "first so many questions of each task; null: all")
     max_new_tokens: int | None = key(None, "tokens per answer; null: as lm-eval's tasks say")
     batch_size: int = key(8, "backend hf: questions per rank in one forward pass", tuning=True)
@@ -331,7 +337,7 @@ class EvalConfig:
 @dataclass
 class Config:
     output_dir: str = key(MISSING, "the run folder: one pool and one backbone")
-    seed: int = key(42, "of sampling, k-means and training")
+    seed: int = key(42, "of sampling, k-means, selection and training")
     chunk_size: int | None = key(None, "records per file and unit of work in answers/ and the "
                                  "vectors; null: 500, more for a pool of millions")
     stall_timeout: int = key(3600, "seconds without progress after which a rank of sample, embed, "
@@ -353,6 +359,14 @@ class Config:
         """What the backbone's weights are in while texts become vectors."""
         return self.embedding.dtype or self.model.dtype
 
+    def selection_seed(self) -> int:
+        """The seed of a draw of records."""
+        return self.seed if self.selection.seed is None else self.selection.seed
+
+    def train_seed(self) -> int:
+        """The seed of fine-tuning."""
+        return self.seed if self.train.seed is None else self.train.seed
+
     def compares_with_benchmarks(self) -> bool:
         """Whether prepare compares the pool with benchmarks that are at hand."""
         return self.pool.decontaminate != "off" and self.eval.data_dir is not None
@@ -360,7 +374,7 @@ class Config:
     def __post_init__(self) -> None:
         positive_or_none("chunk_size", self.chunk_size)
         require(self.stall_timeout >= 0, "stall_timeout", self.stall_timeout, "0 or more")
-        require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to below 2**32")
+        seed_or_none("seed", self.seed)
         require(bool(self.output_dir.strip()), "output_dir", self.output_dir, "a folder's name")
         require(_may_hold_a_run(Path(self.output_dir)), "output_dir", self.output_dir, "a folder "
                 "for one run, as in runs/mine: not the repository, its source folders or what it "
@@ -413,11 +427,11 @@ class Config:
 def _may_hold_a_run(folder: Path) -> bool:
     """Whether a run folder is none of those whose files a run would lie among."""
     folder = folder.resolve()
-    if folder in (Path(os.path.expanduser("~")).resolve(), _REPOSITORY, *_REPOSITORY.parents):
+    if folder in (Path(os.path.expanduser("~")).resolve(), ROOT, *ROOT.parents):
         return False
-    if not folder.is_relative_to(_REPOSITORY):
+    if not folder.is_relative_to(ROOT):
         return True
-    top = _REPOSITORY / folder.relative_to(_REPOSITORY).parts[0]
+    top = ROOT / folder.relative_to(ROOT).parts[0]
     return not (top.name.startswith(".") or top.name in ("configs", "tests")
                 or (top / "__init__.py").is_file())
 
@@ -438,33 +452,40 @@ for _name in ("coerce", "create", "decode", "deprecated", "env", "select", "dict
 OmegaConf.register_resolver("package_dir", _package_dir, replace=True)
 
 
-def describe_keys(node: type = Config, prefix: str = "") -> list[tuple[str, Any, str, bool]]:
-    """Every configuration key: (section.key, default, what it is, whether it only tunes speed)."""
-    rows = []
+def _fields(node: type = Config, prefix: str = "") -> Iterator[tuple[str, Field]]:
+    """(section.key, its field) of every configuration key."""
     for item in fields(node):
         if is_dataclass(item.type):
-            rows += describe_keys(item.type, f"{prefix}{item.name}.")
+            yield from _fields(item.type, f"{prefix}{item.name}.")
         else:
-            default = item.default if item.default is not NO_DEFAULT else item.default_factory()
-            rows.append((prefix + item.name, default,
-                         item.metadata["about"], item.metadata["tuning"]))
-    return rows
+            yield prefix + item.name, item
+
+
+def describe_keys() -> list[tuple[str, Any, str, bool]]:
+    """Every configuration key: (section.key, default, what it is, whether it only tunes speed)."""
+    return [(name, item.default if item.default is not NO_DEFAULT else item.default_factory(),
+             item.metadata["about"], item.metadata["tuning"]) for name, item in _fields()]
 
 
 # Keys whose value is a mapping: one that is given takes the place of the one that it builds on
 _MAPPINGS = frozenset(key for key, default, *_ in describe_keys() if isinstance(default, dict))
 TUNING_KEYS = frozenset(key for key, _, _, tuning in describe_keys() if tuning)
+PATH_KEYS = tuple(name for name, item in _fields() if item.metadata["path"])
 
 
 def load_config(path: Path, overrides: list[str]) -> Config:
     """The checked configuration: defaults, the YAML at `path`, then `section.key=value` overrides.
 
     A YAML's key `base` names another, beside it or by a relative path, whose values it builds on.
+    Relative paths to inputs, the YAML's own included, lead from the current folder, else from the
+    repository (adg.paths). A relative output_dir leads from the current folder; one that a YAML in
+    the repository gives, from the repository.
 
     Raises InputError that names the key (and the nearest one, where there is none of that name).
     """
+    path = Path(find(str(path)))
     if not path.is_file():
-        raise InputError(f"{path}: there is no such configuration file")
+        raise InputError(f"{path}: there is no such configuration file{looked_in(path)}")
     for text in overrides:
         if "=" not in text:
             raise InputError(f"{text!r} is no override: write section.key=value")
@@ -477,11 +498,21 @@ def load_config(path: Path, overrides: list[str]) -> Config:
         config = _merge(config, given,
                         _MAPPINGS & {text.partition("=")[0] for text in overrides})
         source = str(path)
-        return OmegaConf.to_object(config)
+        return _with_inputs_found(OmegaConf.to_object(config))
     except yaml.YAMLError as error:
         raise InputError(f"{source}: not valid YAML: {_problem_of(error)}") from None
     except OmegaConfBaseException as error:
         raise InputError(f"{source}: {_explain(error)}") from None
+
+
+def _with_inputs_found(config: Config) -> Config:
+    for name in PATH_KEYS:
+        *section, last = name.split(".")
+        node = reduce(getattr, section, config)
+        value = getattr(node, last)
+        if value is not None and value not in SUBSETS:
+            setattr(node, last, find(value))
+    return config
 
 
 def _read_yaml(path: Path, above: tuple[Path, ...]) -> DictConfig:
@@ -496,6 +527,9 @@ def _read_yaml(path: Path, above: tuple[Path, ...]) -> DictConfig:
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {_problem_of(error)}") from None
     _check_resolvers(given, str(path))
+    output_dir = OmegaConf.to_container(given, resolve=False).get("output_dir")
+    if isinstance(output_dir, str) and path.resolve().is_relative_to(ROOT) and Path.cwd() != ROOT:
+        given.output_dir = str(ROOT / output_dir)
     base = given.pop("base", None)
     if base is None:
         return given

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from adg.errors import InputError, printable
 
@@ -115,12 +116,17 @@ def own_gpus(number: int, count: int, key: str) -> list[int]:
     return list(range(first, first + number))
 
 
+def shows_bars() -> bool:
+    """Whether this rank draws progress bars: rank 0, unless tqdm's own variable forbids them."""
+    return rank() == 0 and not os.environ.get("TQDM_DISABLE")
+
+
 def progress(stage: str, total: int, done: int = 0) -> Any:
     """A progress bar over rank 0's records, with records/s and the time left."""
     from tqdm import tqdm
 
     return tqdm(total=total, initial=done, unit=" records", desc=f"[{stage}]", bar_format=_BAR,
-                disable=rank() > 0)
+                disable=not shows_bars())
 
 
 def on_gpu() -> bool:
@@ -324,7 +330,8 @@ def end_children_with_this_process() -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a stage's main: an input error becomes one line on stderr and exit status 2.
+    """Run a stage's main: an input error becomes one line on stderr and exit status 2, Ctrl-C one
+    line and 130; where nobody reads stdout any more (`| head`), it ends quietly with 141.
 
     The interpreter's folder comes first on PATH, where torch, DeepSpeed and vLLM look for ninja:
     .venv need not be activated.
@@ -333,6 +340,30 @@ def run_script(main: Callable[[], None]) -> None:
         [str(Path(sys.executable).parent), os.environ.get("PATH") or os.defpath])
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
+    try:
+        try:
+            _run_or_say_why(main)
+        finally:
+            sys.stdout.flush()  # here, where it can be seen to fail
+    except BrokenPipeError:
+        if not _is_unread(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to flush
+        sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        if rank() == 0:
+            print("\nstopped; the same command goes on from here", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
+
+
+def _is_unread(file: TextIO) -> bool:
+    """Whether a file is a pipe whose other end has been closed."""
+    poll = select.poll()
+    poll.register(file, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _run_or_say_why(main: Callable[[], None]) -> None:
     try:
         main()
     except (InputError, OSError) as error:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from adg import artifacts, models
 from adg.config import Config
 from adg.errors import InputError
+from adg.paths import looked_in
 from adg.stages import model_key, model_of
 
 _BLOCK = 1 << 20  # bytes that are read at once
@@ -180,12 +181,12 @@ class Identities:
         path = Path(source)
         if name == "eval.data_dir":
             if not path.is_dir():
-                raise InputError(f"eval.data_dir: {path}/ is not there")
+                raise InputError(f"eval.data_dir: {path}/ is not there{looked_in(path)}")
             return {"name": path.name, "sha256": self._hashes.tree(path, visible_files(path))}
         if name in facts.files and (files := _beside(path)):
             return {"name": path.name, "sha256": self._hashes.tree(path.parent, files)}
         if not path.is_file():
-            raise InputError(f"{facts.files.get(name, name)}: {path} is not there")
+            raise InputError(f"{facts.files.get(name, name)}: {path} is not there{looked_in(path)}")
         return {"name": path.name, "sha256": self._hashes.file(path)}
 
     def _pool(self) -> dict | None:

@@ -11,9 +11,10 @@ NAME_RULE = "up to 100 letters, digits, dots, - and _, the first a letter or dig
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def key(default: Any, about: str, *, tuning: bool = False) -> Any:
-    """A key with its default and what it is, units included; `tuning`: no result depends on it."""
-    metadata = {"about": about, "tuning": tuning}
+def key(default: Any, about: str, *, tuning: bool = False, path: bool = False) -> Any:
+    """A key with its default and what it is, units included; `tuning`: no result depends on it;
+    `path`: it names an input, which may be a file or folder (adg.paths)."""
+    metadata = {"about": about, "tuning": tuning, "path": path}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -33,6 +34,11 @@ def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
 def positive_or_none(key: str, value: int | None) -> None:
     """InputError where a number is neither null nor 1 or more."""
     require(value is None or value >= 1, key, value, "null or 1 or more")
+
+
+def seed_or_none(key: str, value: int | None) -> None:
+    """InputError where a value is neither null nor a seed."""
+    require(value is None or 0 <= value < 2**32, key, value, "from 0 to below 2**32")
 
 
 def dtype_or_none(key: str, value: str | None) -> None:

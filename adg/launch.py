@@ -4,6 +4,7 @@
 """
 
 import logging
+import signal
 import sys
 
 from adg.distributed import die_with_parent
@@ -15,8 +16,12 @@ def main() -> None:
     from torch.distributed.run import parse_args, run
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.WARNING)  # of its modules, some have a level of their own
+    arguments = parse_args(sys.argv[1:])
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # whoever started this sends SIGTERM
+        arguments.signals_to_handle = "SIGTERM,SIGHUP,SIGQUIT"
     try:
-        run(parse_args(sys.argv[1:]))
+        run(arguments)
     except ChildFailedError as error:
         sys.exit(next((code for failure in error.failures.values()
                        if (code := failure.exitcode) > 0), 1))

@@ -72,7 +72,8 @@ FACTS = {
               "selection.anisotropy_weight"),
         inputs=("bins.npy", "answer_grams/"), optional_inputs=("answers/",),
     ),
-    "random": MethodFacts("Random", "Drawn at random, without replacement."),
+    "random": MethodFacts("Random", "Drawn at random, without replacement.",
+                          keys=("selection.seed",)),
     "longest": MethodFacts("Longest", "The records with the longest outputs, in characters."),
     "all": MethodFacts("All Data", "The whole pool.", heeds_budget=False),
     "ifd": MethodFacts(

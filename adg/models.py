@@ -12,6 +12,7 @@ from typing import Any
 
 from adg import artifacts, lock
 from adg.errors import InputError
+from adg.paths import looked_in
 
 _BLOCK = 1 << 16  # bytes of one sample of a weight file
 _BLOCKS = 64  # samples of a weight file that enter its identity
@@ -32,19 +33,20 @@ def source_of(name_or_path: str, key: str = "model.name_or_path") -> Path:
     path = Path(name_or_path).expanduser()
     if path.name in _PICKLES:
         if not path.is_file():
-            raise InputError(f"{key}: {path} is not there")
+            raise InputError(f"{key}: {path} is not there{looked_in(path)}")
         _check_description(path.parent, key)
         return path.parent
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise InputError(f"{key}: {path} is not there")
+            raise InputError(f"{key}: {path} is not there{looked_in(path)}")
         return path
     if path.is_dir():
         _check_folder(path, key)
         return path
     if path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
-        raise InputError(f"{key}: {name_or_path} is neither a folder that is there, "
-                         f"nor a GGUF file, nor a hub name (owner/name or owner/name@revision)")
+        raise InputError(f"{key}: {name_or_path} is neither a folder that is there"
+                         f"{looked_in(path)}, nor a GGUF file, nor a hub name (owner/name or "
+                         f"owner/name@revision)")
     return _from_hub(name_or_path, key)
 
 

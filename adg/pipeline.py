@@ -3,20 +3,29 @@
     bash run.sh configs/demo.yaml                          all stages
     bash run.sh configs/demo.yaml embed cluster select     only these
     bash run.sh configs/demo.yaml selection.budget=6       with a configuration value replaced
-    bash run.sh configs/demo.yaml --seeds 3                all of it anew with seed + 1, seed + 2,
-                                                           in OUTPUT_DIR-seedN; the table shows
-                                                           means and standard deviations
+    bash run.sh configs/demo.yaml --seeds 3                also with seed + 1 and seed + 2; the
+                                                           table has means and deviations
+    bash run.sh configs/demo.yaml --quiet                  only a line per stage, and errors
+    bash run.sh configs/demo.yaml --help generation        the configuration keys of one section
+    bash run.sh setup [gpu|cpu]                            only the set-up of .venv
+
+--seeds: where answers are sampled, another seed has a run folder of its own, OUTPUT_DIR-seedN.
+Other methods share all that no seed decides: within the run folder, selection.seed and train.seed
+make models NAME-seedN, and subsets NAME-seedN where records are drawn (selection.method=random).
 
 NPROC in the environment: processes per stage that runs under torchrun; by default one per GPU, and
 two where there is none.
 """
 
 import argparse
+import ast
 import difflib
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -33,43 +42,80 @@ from adg.command import Command, parse_command
 from adg.config import Config, flatten
 from adg.distributed import die_with_parent, run_script, say
 from adg.errors import InputError
+from adg.paths import ROOT, looked_in
 from adg.provenance import StageRun
 from adg.records import Pool
 from adg.stages import STAGES, model_key, model_of, needed_stages
 
 _RANKS_WITHOUT_GPU = 2
-_OPTIONS = ("--seeds", "--overwrite", "--dry-run", "--print-config", "--help", "-h")
-_USAGE = ("bash run.sh CONFIG [STAGE ...] [section.key=value ...] [--seeds N] [--overwrite] "
-          "[--dry-run] [--print-config]")
+_OPTIONS = ("--seeds", "--quiet", "--overwrite", "--dry-run", "--print-config", "--help", "-h")
+_USAGE = ("bash run.sh CONFIG [STAGE ...] [section.key=value ...] [--seeds N] [--quiet] "
+          "[--overwrite] [--dry-run] [--print-config] [--help [SECTION]]")
 
 
 def main() -> None:
-    given, number = split_seeds(sys.argv[1:])
+    about = f"{__doc__}\nstages, in order:\n{describe_stages()}"
+    if {"-h", "--help"} & set(sys.argv):
+        parse_command(about, usage=_USAGE)
+    given, number, quiet = split_options(sys.argv[1:])
     stages, arguments = split_stages(given)
-    command = parse_command(__doc__, arguments, usage=_USAGE)
+    command = parse_command(about, arguments, usage=_USAGE)
+    if quiet and command.dry_run:
+        raise InputError("--quiet with --dry-run: a dry run does nothing but say")
     first = command.config
-    folders = [run(stages, arguments, command)]
+    folders = [run(stages, arguments, command, quiet=quiet)]
     for seed in range(first.seed + 1, first.seed + number):
-        own = [*arguments, f"seed={seed}", f"output_dir={first.output_dir}-seed{seed}"]
-        folders.append(run(stages, own, parse_command(__doc__, own)))
-    if number > 1 and all(any(folder.glob("eval/*/scores.json")) for folder in folders):
-        subprocess.run([sys.executable, "-m", STAGES["tables"].module, *folders], check=True)
+        own = [*arguments, *with_seed(seed, first)]
+        folders.append(run(stages, own, parse_command(about, own), quiet=quiet))
+    if len(folders := list(dict.fromkeys(folders))) > 1 and not command.dry_run and all(
+            any(folder.glob("eval/*/scores.json")) for folder in folders):
+        module = STAGES["tables"].module
+        if quiet:
+            print(f"the table of all seeds: {hint(module, *folders)}")
+        else:
+            subprocess.run([sys.executable, "-m", module, *folders], check=True)
 
 
-def split_seeds(arguments: list[str]) -> tuple[list[str], int]:
-    """(the other arguments, how many seeds --seeds asks for)."""
+def describe_stages() -> str:
+    """A line or two for each stage, from the head of its module."""
+    lines = []
+    for name, stage in STAGES.items():
+        path = (ROOT / stage.module.replace(".", "/")).with_suffix(".py")
+        head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n\n")[0]
+        text = " ".join(head.split()).partition(": ")[2]
+        lines.append(textwrap.fill(f"  {name:10}{text}", 100, subsequent_indent=" " * 12))
+    return "\n".join(lines)
+
+
+def split_options(arguments: list[str]) -> tuple[list[str], int, bool]:
+    """(the other arguments, how many seeds --seeds asks for, whether --quiet is there)."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--seeds", default="1")
+    parser.add_argument("--quiet", action="store_true")
     found, rest = parser.parse_known_args(arguments)
     if not found.seeds.isdecimal() or int(found.seeds) < 1:
         raise InputError(f"--seeds {found.seeds}: it must be a number, 1 or more")
-    return rest, int(found.seeds)
+    return rest, int(found.seeds), found.quiet
 
 
-def run(stages: list[str], arguments: list[str], command: Command) -> Path:
+def with_seed(seed: int, first: Config) -> list[str]:
+    """The overrides that run a configuration with another seed, beside what the first one made."""
+    selection, train = first.selection, first.train
+    if "sample" in needed_stages(first):
+        return [f"seed={seed}", f"output_dir={first.output_dir}-seed{seed}"]
+    own = [f"train.seed={seed}", f"train.name={train.name}-seed{seed}"]
+    if first.eval.name == train.name:
+        own.append(f"eval.name={train.name}-seed{seed}")
+    if "selection.seed" in selection.facts().keys and train.subset_file() is None:
+        own += [f"selection.seed={seed}", f"selection.name={selection.name}-seed{seed}"]
+    return own
+
+
+def run(stages: list[str], arguments: list[str], command: Command, *, quiet: bool = False) -> Path:
     """Run the stages of one configuration, all that are needed where none is given; its run folder.
 
-    `command` is what `arguments` say; the stages are given the arguments themselves.
+    `command` is what `arguments` say; the stages are given the arguments themselves. `quiet`: say
+    no more than a line per stage.
     """
     config = command.config
     folder = Path(config.output_dir)
@@ -91,15 +137,16 @@ def run(stages: list[str], arguments: list[str], command: Command) -> Path:
         if name == "sample" and "embed" in stages:
             check_layers(config)
         own = ranks_for(name, config, ranks)
-        print(f"\n[{name}] starts" + (f" on {own} ranks" if STAGES[name].parallel else ""),
-              flush=True)
-        run_stage(name, arguments, config, own, environment)
+        if not quiet:
+            print(f"\n[{name}] starts" + (f" on {own} ranks" if STAGES[name].parallel else ""),
+                  flush=True)
+        run_stage(name, arguments, config, own, environment, quiet=quiet)
         ran.append(name)
-    if command.dry_run and ran:
+    if quiet or command.dry_run and ran:
         return folder
     if not ran:
         print(f"nothing to do: {len(stages)} stages are done. To see the results again: "
-              f".venv/bin/python -m adg.summary {shlex.quote(config.output_dir)}")
+              f"{hint('adg.summary', folder)}")
         return folder
     say("\n".join(summary.summarise(folder, config)))
     print(f"\n{', '.join(ran)} done in {time.monotonic() - began:.0f} s")
@@ -133,7 +180,8 @@ def check_ahead(stages: list[str], config: Config) -> None:
     prepared = (Path(config.output_dir) / "pool.jsonl").is_file()
     there = config.pool.on_hub() or Path(config.pool.path).exists()
     if "prepare" in stages and not prepared and not there:
-        raise InputError(f"pool.path: {config.pool.path} is not there")
+        raise InputError(f"pool.path: {config.pool.path} is not there"
+                         f"{looked_in(config.pool.path)}")
     if "evaluate" in stages:
         check_consent(config)
         check_sandbox(config)
@@ -146,13 +194,13 @@ def check_ahead(stages: list[str], config: Config) -> None:
         for key in config.selection.facts().files.values():
             path = flatten(config)[key]
             if path is not None and not Path(path).exists():
-                raise InputError(f"{key}: {path} is not there")
+                raise InputError(f"{key}: {path} is not there{looked_in(path)}")
     if "finetune" in stages:
         read_sharding(config)
         models.source_of(model_of("train.model", config), model_key("train.model", config))
     data = config.eval.data_dir
     if "evaluate" in stages and data is not None and not Path(data).is_dir():
-        raise InputError(f"eval.data_dir: {data}/ is not there")
+        raise InputError(f"eval.data_dir: {data}/ is not there{looked_in(data)}")
 
 
 def check_pool_size(stages: list[str], config: Config) -> None:
@@ -206,22 +254,50 @@ def ranks_for(name: str, config: Config, ranks: int) -> int:
     return ranks if "NPROC" in os.environ else max(1, ranks // gpus)
 
 
+def hint(module: str, *folders: Path) -> str:
+    """The command line that runs a module on run folders, from the current folder."""
+    if Path.cwd() == ROOT:
+        return shlex.join([".venv/bin/python", "-m", module, *map(str, folders)])
+    command = [".venv/bin/python", "-m", module, *(str(folder.resolve()) for folder in folders)]
+    return f"(cd {shlex.quote(str(ROOT))} && {shlex.join(command)})"
+
+
 def run_stage(name: str, arguments: list[str], config: Config, ranks: int,
-              environment: dict[str, str]) -> None:
-    """Run one stage; a stage that fails ends the pipeline with its exit status."""
-    stage = STAGES[name]
+              environment: dict[str, str], *, quiet: bool = False) -> None:
+    """Run one stage; a stage that fails ends the pipeline with its exit status.
+
+    On Ctrl-C it is this process that ends the stage: its processes, of which torchrun's ranks would
+    not hear of it, take SIGTERM without a word. `quiet`: a line when it is done, and its errors.
+    """
+    stage, began = STAGES[name], time.monotonic()
     command = [sys.executable, "-m"]
     if stage.parallel:
         command += ["adg.launch", f"--nproc_per_node={ranks}", "-m"]
     own = [config.output_dir, "--dry-run" if "--dry-run" in arguments else "--quiet"]
     command += [stage.module, *(own if name == "tables" else arguments)]
-    finished = subprocess.run(command, env=environment, preexec_fn=die_with_parent, check=False)
-    if finished.returncode:
-        status = finished.returncode if finished.returncode > 0 else 128 - finished.returncode
+    process = subprocess.Popen(
+        command, env=environment | {"TQDM_DISABLE": "1"} if quiet else environment,
+        stdout=subprocess.DEVNULL if quiet else None, preexec_fn=_begin_stage)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    if status:
+        status = status if status > 0 else 128 - status
         if status != 2:  # an input error has said what to do
             print(f"[{name}] ended with status {status}; the same command goes on from here",
                   file=sys.stderr)
         sys.exit(status)
+    if quiet:
+        print(f"[{StageRun(name, config).label}] done in {time.monotonic() - began:.0f} s",
+              flush=True)
+
+
+def _begin_stage() -> None:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ class StageRun:
                 f"old value and is kept: go back to that value, give another output_dir (or name), "
                 f"or --overwrite to redo it"
             )
-        self.notes.append(f"redone, because {'; '.join(changes)}")
+        self.notes.append(f"stale, because {'; '.join(changes)}")
         return False
 
     def _only_grew(self, record: dict) -> bool:

@@ -11,6 +11,7 @@ from adg.keys import (
     one_of,
     positive_or_none,
     require,
+    seed_or_none,
 )
 from adg.method_facts import FACTS, MethodFacts
 
@@ -20,7 +21,8 @@ _CANDIDATES = 0.2  # of the pool, as the release of SuperFiltering has it
 @dataclass
 class IfdConfig:
     model_name_or_path: str | None = key(None, "what measures: a hub name, folder or GGUF file, as "
-                                                "a pre-experienced model; null: the backbone")
+                                                "a pre-experienced model; null: the backbone",
+                                         path=True)
     dtype: str | None = key("float32", "its weights: bfloat16, float16, or float32, as the release "
                                         "has it; null: model.dtype")
     prompt: str = key("alpaca", "template around a record: alpaca, or wiz (Vicuna's short form)")
@@ -39,7 +41,7 @@ class IfdConfig:
 
 @dataclass
 class PreExperienceConfig:
-    model_name_or_path: str | None = key(None, "what measures; null: the backbone")
+    model_name_or_path: str | None = key(None, "what measures; null: the backbone", path=True)
     dtype: str | None = key("float32", "its weights: bfloat16, float16, or float32, as the release "
                                         "has it; null: model.dtype")
     prompt: str = key("alpaca", "template around a record: alpaca, or wiz (Vicuna's short form)")
@@ -68,14 +70,15 @@ class PreExperienceConfig:
 @dataclass
 class SuperfilteringConfig:
     model_name_or_path: str = key("openai-community/gpt2", "what measures: a hub name, folder or "
-                                                            "GGUF file")
+                                                            "GGUF file", path=True)
     dtype: str = key("float32", "its weights: bfloat16, float16 or float32, as the release has it")
     max_length: int = key(1024, "tokens of instruction and output; longer ones lose their end")
     threshold: float = key(1.0, "only a record of a lower IFD is kept")
     candidates: int | None = key(None, "superfiltering_d: records of the highest IFD from which "
                                         "is picked; null: a fifth of the pool")
     encoder: str = key("sentence-transformers/all-MiniLM-L6-v2", "superfiltering_d: what makes "
-                                                                  "vectors of the records")
+                                                                  "vectors of the records",
+                       path=True)
     text: str = key("all", "superfiltering_d: what it reads: all (instruction, input and output), "
                             "instruction or output")
 
@@ -129,12 +132,13 @@ _COMPLEXITY_PROMPT = (
 
 @dataclass
 class AnnotatorConfig:
-    tagger: str = key("OFA-Sys/InsTagger", "model that tags records: hub name or folder")
-    quality_scorer: str = key("hkust-nlp/deita-quality-scorer", "model that scores outputs")
+    tagger: str = key("OFA-Sys/InsTagger", "model that tags records: hub name or folder", path=True)
+    quality_scorer: str = key("hkust-nlp/deita-quality-scorer", "model that scores outputs",
+                              path=True)
     complexity_scorer: str = key("hkust-nlp/deita-complexity-scorer", "model that scores "
-                                                                       "instructions")
+                                                                       "instructions", path=True)
     tag_encoder: str = key("intfloat/e5-mistral-7b-instruct", "model of the tags' vectors: the "
-                                                               "state of the last token")
+                                                               "state of the last token", path=True)
     tagger_prompt: str = key(_INSTAG_PROMPT, "what it reads; {query}: instruction and input")
     quality_prompt: str = key(_QUALITY_PROMPT, "what it reads; {query} and {output}")
     complexity_prompt: str = key(_COMPLEXITY_PROMPT, "what it reads; {query}")
@@ -159,11 +163,12 @@ class AnnotatorConfig:
 class MigConfig:
     annotations: str | None = key(None, "with tag_vectors: tags, quality_scores and "
                                          "complexity_scores by id, a JSONL file or a folder of "
-                                         "them; null: the records' own")
+                                         "them; null: the records' own", path=True)
     tag_vectors: str | None = key(None, "vectors of the tags: a .npy [tags, H] with a .json of "
                                          "their names beside it, or a folder with vectors.npy and "
-                                         "tags.json; null: stage measure makes all of this")
-    valid_tags: str | None = key(None, "JSON array of the tags that count; null: all")
+                                         "tags.json; null: stage measure makes all of this",
+                                  path=True)
+    valid_tags: str | None = key(None, "JSON array of the tags that count; null: all", path=True)
     threshold: float = key(0.9, "cosine similarity from which two tags are alike")
     prop_weight: float = key(1.0, "weight of like tags beside the tag itself")
     norm: bool = key(False, "divide a record's score by the number of its tags")
@@ -190,10 +195,11 @@ class MigConfig:
 class ScarConfig:
     model_name_or_path: str = key("lizhuang144/scar-roberta-base", "ranker with its tokenizer: a "
                                                                     "folder or hub name, or "
-                                                                    "DIR/pytorch_model.bin")
+                                                                    "DIR/pytorch_model.bin",
+                                  path=True)
     encoder_name_or_path: str | None = key(None, "folder or hub name of its encoder, whose weights "
                                                   "the ranker replaces; null: the one that its "
-                                                  "config.json names")
+                                                  "config.json names", path=True)
     max_length: int = key(512, "tokens of instruction and input, and of the output; longer ones "
                                 "lose their end")
     batch_size: int = key(32, "records of one forward pass", tuning=True)
@@ -216,6 +222,7 @@ class SelectionConfig:
     recipe: str = key("paper", "adg: how bins share the budget: paper (largest remainder, exact) "
                                 "or released (the release's quotas: other sizes than asked)")
     budget: int = key(10000, "records in each subset")
+    seed: int | None = key(None, "random: of the draw; null: seed")
     num_answers: int | None = key(None, "adg: the first so many answers alone, as if no more had "
                                         "been drawn; null: all of generation.num_answers")
     anisotropy_weight: float = key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
@@ -231,6 +238,7 @@ class SelectionConfig:
         one_of("selection.method", self.method, tuple(FACTS))
         one_of("selection.recipe", self.recipe, ("paper", "released"))
         require(self.budget >= 1, "selection.budget", self.budget, "1 or more")
+        seed_or_none("selection.seed", self.seed)
         require(self.num_answers is None or self.num_answers >= 2, "selection.num_answers",
                 self.num_answers, "null or 2 or more")
         weight = self.anisotropy_weight

@@ -6,8 +6,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from adg.config import TUNING_KEYS, Config, flatten
+from adg.config import PATH_KEYS, TUNING_KEYS, Config, flatten
 from adg.method_facts import EVERY, outside_inputs
+from adg.paths import from_root
 from adg.prompts import read_template
 
 
@@ -156,7 +157,8 @@ def parameters_of(name: str, config: Config) -> dict[str, object]:
     facts = config.selection.facts()
     keys = (*STAGES[name].keys,
             *{"select": facts.keys, "measure": facts.measure_keys}.get(name, ()))
-    return {key: _with_content(value) if key == "generation.prompt_file" else value
+    return {key: _with_content(value) if key == "generation.prompt_file"
+            else from_root(value) if key in PATH_KEYS and value is not None else value
             for key, value in flatten(config).items()
             if key not in TUNING_KEYS | names
             and any(key == own or key.startswith(own + ".") for own in keys)}

@@ -1,7 +1,8 @@
 """What does a choice change? Select for every combination of some values, from what is stored.
 
 Each combination is a selection of its own, subsets/<its values>/, whose stage is skipped where it
-is done; printed is how many records of top each two share.
+is done; a value that its method does not read makes none, and is not in its name. Printed is how
+many records of top each two share.
 
     python -m adg.sweep configs/demo.yaml --over selection.anisotropy_weight=0,0.2,0.4,1
     python -m adg.sweep configs/demo.yaml --over selection.num_answers=3,5 \\
@@ -21,6 +22,7 @@ from adg.command import Command
 from adg.config import Config, describe_keys, load_config, no_key
 from adg.distributed import run_script, say
 from adg.errors import InputError
+from adg.method_facts import EVERY
 from adg.provenance import StageRun
 
 
@@ -38,7 +40,8 @@ def main() -> None:
     if twice:
         raise InputError(f"--over {twice} is given twice: write all its values after one")
     combinations = list(itertools.product(*map(read_values, arguments.over)))
-    planned = [plan(own, arguments) for own in combinations]  # all, before the first works
+    planned = {config.selection.name: (config, given) for config, given in (
+        plan(own, arguments) for own in combinations)}.values()  # all, before the first works
     tops, problems = {}, []
     for config, given in planned:
         name = config.selection.name
@@ -76,13 +79,25 @@ def name_of(combination: tuple[tuple[str, str], ...]) -> str:
 def plan(combination: tuple[tuple[str, str], ...],
          arguments: argparse.Namespace) -> tuple[Config, list[str]]:
     """(a combination's configuration, the arguments that give it); InputError where it is none."""
-    given = [*arguments.overrides, *(f"{key}={value}" for key, value in combination),
-             f"selection.name={name_of(combination)}"]
+    given = [*arguments.overrides, *(f"{key}={value}" for key, value in combination)]
+    config = load_config(arguments.config, given)
+    combination = tuple(pair for pair in combination if reads(config, pair[0]))
+    if combination:  # else all that is left is the method, by whose name a selection goes anyway
+        given.append(f"selection.name={name_of(combination)}")
     config = load_config(arguments.config, given)
     if own := measure_of(config, combination):
         given += own
         config = load_config(arguments.config, given)
     return config, [str(arguments.config), *given]
+
+
+def reads(config: Config, key: str) -> bool:
+    """Whether the method of a configuration reads a key of selection."""
+    facts = config.selection.facts()
+    if key in ("selection.budget", "selection.measure"):
+        return facts.heeds_budget if key == "selection.budget" else facts.measures()
+    read = (*EVERY, *facts.keys, *facts.measure_keys, *facts.models.values(), *facts.files.values())
+    return any(f"{key}.".startswith(f"{own}.") for own in read)
 
 
 def measure_of(config: Config, combination: tuple[tuple[str, str], ...]) -> list[str]:

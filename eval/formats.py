@@ -1,6 +1,7 @@
 """A table as Markdown, text, LaTeX or JSON."""
 
 import json
+import re
 from typing import Any, NamedTuple
 
 
@@ -12,6 +13,18 @@ class Table(NamedTuple):
     numbers: int  # so many of the last columns hold numbers: to the right
     notes: list[str]
     rows: list[dict[str, Any]]
+    caption: str  # LaTeX, above the table
+    best: frozenset[tuple[int, int]] = frozenset()  # (line, column) of what is printed in bold
+    label: str = "tab:results"  # LaTeX
+
+
+_BOLD = "Bold: the best of its column among the rows of one backbone."
+_NUMBER = re.compile(r"[\d.]+")
+_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
+_LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$",
+    ">": "$>$", "|": "$|$", "±": r"$\pm$", "–": "--"})
 
 
 def _padded(table: Table) -> list[list[str]]:
@@ -24,14 +37,26 @@ def _padded(table: Table) -> list[list[str]]:
             for line in lines]
 
 
+def _with_best(table: Table, before: str, after: str) -> list[list[str]]:
+    """The lines, with what goes before and after the number of each best cell."""
+    return [[_NUMBER.sub(rf"{before}\g<0>{after}", cell, count=1) if (row, column) in table.best
+             else cell for column, cell in enumerate(line)] for row, line in enumerate(table.lines)]
+
+
+def _notes(table: Table) -> list[str]:
+    return [*table.notes, _BOLD] if table.best else table.notes
+
+
 def as_markdown(table: Table) -> str:
     """A Markdown table."""
-    head, *lines = _padded(table)
+    marked = [[cell.replace("***", r"**\*") for cell in line]  # the asterisk of a part, after bold
+              for line in _with_best(table, "**", "**")]
+    head, *lines = _padded(table._replace(lines=marked))
     labels = len(head) - table.numbers
     rule = ["-" * len(cell) if column < labels else "-" * (len(cell) - 1) + ":"
             for column, cell in enumerate(head)]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in (head, rule, *lines)), "",
-                      *table.notes])
+                      *_notes(table)])
 
 
 def as_text(table: Table) -> str:
@@ -40,22 +65,27 @@ def as_text(table: Table) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """A tabular for the package booktabs."""
+    """A table with its caption, for the package booktabs; the notes are comments."""
     kinds = "l" * (len(table.titles) - table.numbers) + "r" * table.numbers
 
+    escaped = table._replace(lines=[[latex_text(cell) for cell in line] for line in table.lines])
+
     def line(cells: list[str]) -> str:
-        return " & ".join(map(_latex, cells)) + r" \\"
+        guard = "{}" if cells[0][:1] in ("[", "*") else ""  # the \\ before takes them
+        return guard + " & ".join(cells) + r" \\"
 
-    return "\n".join([rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", line(table.titles),
-                      r"\midrule", *map(line, table.lines), r"\bottomrule", r"\end{tabular}",
-                      *(f"% {note}" for note in table.notes)])
+    return "\n".join([
+        r"% \usepackage{booktabs}", r"\begin{table}", r"\centering",
+        rf"\caption{{{table.caption}}}", rf"\label{{{table.label}}}",
+        rf"\begin{{tabular}}{{{kinds}}}", r"\toprule",
+        line([latex_text(title) for title in table.titles]), r"\midrule",
+        *map(line, _with_best(escaped, r"\\textbf{", "}")), r"\bottomrule",
+        r"\end{tabular}", r"\end{table}", *(f"% {note}" for note in _notes(table))])
 
 
-def _latex(text: str) -> str:
-    for plain, escaped in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"),
-                           ("#", r"\#"), (" ± ", r" $\pm$ "), ("–", "--"), ("(-", "($-$")):
-        text = text.replace(plain, escaped)
-    return f"$-${text[1:]}" if text.startswith("-") and text[1:2].isdigit() else text
+def latex_text(text: str) -> str:
+    """Plain text as LaTeX prints it."""
+    return _MINUS.sub("$-$", text.translate(_LATEX))
 
 
 def as_json(table: Table) -> str:

@@ -8,12 +8,13 @@ easy or hard for both.
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from adg.errors import InputError
 from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
-from eval.formats import Table
+from eval.formats import Table, latex_text
 
 _NOTE = (
     "In percent. difference: the first less the second. se: standard error of its mean over the "
@@ -36,7 +37,7 @@ def compare(first: Path, second: Path) -> Table:
     """The table of two evaluated models, each a run folder that holds one or its eval/NAME."""
     folders = [evaluation(path).resolve() for path in (first, second)]
     names = [f"{folder.parents[1].name}: {folder.name}" for folder in folders]
-    differences, left_out = by_benchmark(*folders)
+    differences, left_out = by_benchmark(*([folder] for folder in folders))
     notes = [_NOTE]
     if left_out:
         notes.append(f"Not compared, as only one of the two has it: {', '.join(left_out)}.")
@@ -47,7 +48,7 @@ def compare(first: Path, second: Path) -> Table:
               _shown(row.p)] for title, row in rows.items()]
     return Table(["", "questions", *names, "difference", "se", "p"], lines, 6, notes, [
         {"name": title, "runs": names, **row._asdict(), "difference": row.first - row.second}
-        for title, row in rows.items()])
+        for title, row in rows.items()], latex_text(" ".join(notes)))
 
 
 def evaluation(path: Path) -> Path:
@@ -64,18 +65,20 @@ def evaluation(path: Path) -> Path:
     return found[0]
 
 
-def by_benchmark(first: Path, second: Path) -> tuple[dict[str, Difference], list[str]]:
-    """({benchmark: difference}, titles of those that only one of the two has)."""
+def by_benchmark(first: Sequence[Path], second: Sequence[Path]
+                 ) -> tuple[dict[str, Difference], list[str]]:
+    """({benchmark: difference}, titles of those that only some have) of two models, each by the
+    RUN/eval/NAME of its seeds: a question's value is the mean over them."""
     differences, left_out = {}, []
     for name, benchmark in BENCHMARKS.items():
-        paths = [folder / f"{name}.json" for folder in (first, second)]
-        there = sum(path.is_file() for path in paths)
-        if there == 2:
-            differences[name] = difference(*_paired(*paths))
-        elif there == 1:
+        sides = [[folder / f"{name}.json" for folder in own] for own in (first, second)]
+        there = [path.is_file() for own in sides for path in own]
+        if all(there):
+            differences[name] = difference(*_paired(*sides))
+        elif any(there):
             left_out.append(benchmark.title)
     if not differences:
-        raise InputError(f"{first}/ and {second}/ have no benchmark in common")
+        raise InputError(f"{first[0]}/ and {second[0]}/ have no benchmark in common")
     return differences, left_out
 
 
@@ -92,6 +95,19 @@ def difference(first: list[float], second: list[float]) -> Difference:
                       len(first))
 
 
+def interval(row: Difference) -> tuple[float, float] | None:
+    """The 95% interval of a difference, in percent: by t of a benchmark, by the normal distribution
+    of a group; None without a standard error above 0."""
+    from scipy.stats import norm, t
+
+    if not row.stderr:
+        return None
+    reach = row.stderr * (norm.ppf(0.975) if row.questions is None
+                          else t.ppf(0.975, row.questions - 1))
+    value = row.first - row.second
+    return float(value - reach), float(value + reach)
+
+
 def of_groups(differences: dict[str, Difference]) -> dict[str, Difference]:
     """{group or "Average": difference} of those whose benchmarks are all there."""
     first, second = (group_scores({name: own[side] for name, own in differences.items()})
@@ -106,13 +122,20 @@ def _normal_p(value: float, stderr: float | None) -> float | None:
     return math.erfc(abs(value) / stderr / math.sqrt(2)) if stderr else None
 
 
-def _paired(first: Path, second: Path) -> tuple[list[float], list[float]]:
-    """The values of each model on the questions of a benchmark, in one order.
+def _paired(first: list[Path], second: list[Path]) -> tuple[list[float], list[float]]:
+    """The values of each model on the questions of a benchmark, in one order; means over its seeds.
 
     InputError where they were not asked the same.
     """
-    title = BENCHMARKS[first.stem].title
-    ours, theirs = _answers(first), _answers(second)
+    answers = {path: _answers(path) for path in (*first, *second)}
+    for path in answers:
+        _check_same(first[0], path, answers)
+    return tuple([statistics.fmean(answers[path][key][1] for path in own)
+                  for key in sorted(answers[first[0]])] for own in (first, second))
+
+
+def _check_same(first: Path, second: Path, answers: dict[Path, dict]) -> None:
+    title, ours, theirs = BENCHMARKS[first.stem].title, answers[first], answers[second]
     asked = sorted(ours.keys() & theirs.keys())
     if not len(ours) == len(theirs) == len(asked):
         raise InputError(f"{title}: {first} has {len(ours)} questions and {second} "
@@ -124,7 +147,6 @@ def _paired(first: Path, second: Path) -> tuple[list[float], list[float]]:
         raise InputError(f"{title}: only {len(asked) - len(others)} of {len(asked)} questions of "
                          f"{first} and {second} are the same (the first other one: {number} of "
                          f"{task}): evaluate both on the same data")
-    return [ours[key][1] for key in asked], [theirs[key][1] for key in asked]
 
 
 def _answers(path: Path) -> dict[tuple[str, int], tuple[str, float]]:

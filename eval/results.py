@@ -25,8 +25,9 @@ COLUMNS = {name: benchmark.title for name, benchmark in BENCHMARKS.items()} | {
 _BUDGET = 10_000
 _RECIPE = Path(__file__).parents[1] / "configs" / "base" / "paper.yaml"
 # What a row shows in its own columns, and what changes no result by more than rounding
+_SEEDS = ("selection.seed", "train.seed", "seed")  # a stage's own goes before that of all
 _NOT_COMPARED = frozenset((
-    "seed", "chunk_size", "model.trust_remote_code", "selection.method", "selection.budget",
+    *_SEEDS, "chunk_size", "model.trust_remote_code", "selection.method", "selection.budget",
     "selection.recipe", "selection.window", "selection.num_answers", "selection.anisotropy_weight",
     "selection.zip.source", "embedding.recipe", "embedding.layers", "embedding.windows",
     "embedding.source", "embedding.keep_answer_embeddings", "generation.num_answers",
@@ -64,18 +65,19 @@ class Row(NamedTuple):
     cells: dict[str, Cell]
     source: str  # "ours" or "paper"
     names: tuple[str, ...] = ()  # RUN: NAME of each run behind it
-    settings: str = ""  # every parameter but the seed, and hashes of pool and models, as JSON
-    seed: int | None = None
+    settings: str = ""  # every parameter but the seeds, and hashes of pool and models, as JSON
+    seeds: tuple[int, ...] = ()  # of each stage that has one; empty where they are not known
     differs: tuple[str, ...] = ()  # settings other than the paper's, with the paper's
+    folders: tuple[Path, ...] = ()  # RUN/eval/NAME of each run behind it
+    asked: dict[str, int] = {}  # questions by benchmark
 
 
 # Ours
 
 
 def rows_of(run: Path, published: dict,
-            recipe: dict[str, Any]) -> list[tuple[Row, dict[str, int]]]:
-    """(row, questions asked by benchmark) of each evaluated model; InputError where there is none.
-    """
+            recipe: dict[str, Any]) -> list[Row]:
+    """The row of each evaluated model; InputError where there is none."""
     paths = sorted(run.glob("eval/*/scores.json"))
     if not run.is_dir():
         raise InputError(f"{run}/ is not there")
@@ -88,8 +90,8 @@ def rows_of(run: Path, published: dict,
         parameters = [record.get("parameters", {}) for record in behind]
         row = Row(identify(records, name, published), _cells(result), "ours",
                   (f"{run.name}: {name}",), *_settings(parameters, _sources(behind)),
-                  _differences(parameters, recipe))
-        found.append((row, result["questions"]))
+                  _differences(parameters, recipe), (path.parent,), result["questions"])
+        found.append(row)
     return found
 
 
@@ -208,11 +210,12 @@ def _sources(behind: list[dict]) -> dict[str, str]:
 
 
 def _settings(parameters: list[dict[str, Any]],
-              sources: dict[str, str]) -> tuple[str, int | None]:
-    """(every parameter but the seed with the sources' hashes, the seed)."""
-    seeds = [own["seed"] for own in parameters if "seed" in own]
-    return json.dumps([*({key: value for key, value in own.items() if key != "seed"}
-                         for own in parameters), sources]), seeds[-1] if seeds else None
+              sources: dict[str, str]) -> tuple[str, tuple[int, ...]]:
+    """(every parameter but the seeds with the sources' hashes, the seed of each stage)."""
+    seeds = tuple(next(own[key] for key in _SEEDS if own.get(key) is not None)
+                  for own in parameters if "seed" in own)
+    return json.dumps([*({key: value for key, value in own.items() if key not in _SEEDS}
+                         for own in parameters), sources]), seeds
 
 
 def paper_settings() -> dict[str, Any]:
@@ -248,7 +251,7 @@ def by_cell(rows: Iterable[Row]) -> list[Row]:
     grouped: dict[tuple, list[Row]] = {}
     for row in rows:
         key = (row.identity, row.settings)
-        if row.seed is None or row.seed in [other.seed for other in grouped.get(key, ())]:
+        if not row.seeds or row.seeds in [other.seeds for other in grouped.get(key, ())]:
             key = (*key, row.names)  # not known to be another seed: a row of its own
         grouped.setdefault(key, []).append(row)
     return [own[0] if len(own) == 1 else _averaged(key[0], own) for key, own in grouped.items()]
@@ -263,7 +266,8 @@ def _averaged(identity: Identity, rows: list[Row]) -> Row:
             cells[name] = Cell(statistics.fmean(values), statistics.stdev(values),
                                partial=any(cell.partial for cell in own))
     return Row(identity, cells, "ours", tuple(name for row in rows for name in row.names),
-               differs=rows[0].differs)
+               differs=rows[0].differs, folders=tuple(row.folders[0] for row in rows),
+               asked=rows[0].asked)
 
 
 # The paper's
@@ -314,15 +318,38 @@ def with_deltas(ours: list[Row], paper: list[Row]) -> list[Row]:
         for name, cell in row.cells.items()}) for row in ours]
 
 
-def beside(ours: list[Row], paper: list[Row]) -> list[Row]:
-    """The published rows of our backbones and pools; without any, Random and ADG on Alpaca-GPT4."""
+def beside(ours: list[Row], paper: list[Row], *, some: bool) -> list[Row]:
+    """The published rows of our backbones and pools; `some`: where there are none, Random and ADG
+    on Alpaca-GPT4."""
     cells = {(row.identity.backbone, row.identity.pool) for row in ours}
     cells |= {("", row.identity.pool) for row in ours}
     variants = {row.identity.variant for row in ours} | {""}
     near = [row for row in paper if (row.identity.backbone, row.identity.pool) in cells
             and row.identity.variant in variants]
-    return near or [row for row in paper if row.identity.method in ("Random", "ADG")
+    return near or [row for row in paper if some and row.identity.method in ("Random", "ADG")
                     and row.identity.pool == "Alpaca-GPT4" and not row.identity.variant]
+
+
+def named(rows: list[Row], name: str) -> list[Row]:
+    """The rows of a name: RUN: NAME, NAME alone, or a method; InputError where there is none."""
+    found = [row for row in rows if name in (row.identity.method, ", ".join(row.names), *row.names,
+                                             *(own.split(": ", 1)[1] for own in row.names))]
+    if not found:
+        raise InputError(f"no row is called {name}; there are: "
+                         + "; ".join(f"{', '.join(row.names)} ({row.identity.method})"
+                                     for row in rows))
+    return found
+
+
+def best_cells(rows: list[Row]) -> set[tuple[int, str]]:
+    """(row, column) of the highest number of each column among several rows of one backbone; a
+    number on a part of a benchmark is compared with its like."""
+    groups: dict[tuple, list[tuple[float, int]]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        for name, cell in row.cells.items():
+            groups[row.identity.backbone, cell.partial, name].append((cell.value, place))
+    return {(place, name) for (*_, name), values in groups.items()
+            for value, place in values if value == max(values)[0] > min(values)[0]}
 
 
 def artifact(rows: list[Row]) -> list[dict[str, Any]]:

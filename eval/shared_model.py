@@ -62,7 +62,8 @@ def shared(kind: type) -> type:
             requests = [Instance(method, {}, values, place)
                         for place, values in arguments.items()]
             with _remembering(self, cache, arguments.values()):
-                results = getattr(super(), method)(requests, disable_tqdm=distributed.rank() > 0)
+                results = getattr(super(), method)(
+                    requests, disable_tqdm=not distributed.shows_bars())
             return dict(zip(arguments, results, strict=True))
 
         def _loglikelihood_tokens(self, requests: list[tuple], **options: Any) -> list:

@@ -2,16 +2,22 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
-from conftest import ROOT, command, tree
+from conftest import RECORDS, ROOT, command, tree
 
+from adg import pipeline as pipeline_module
 from adg import score_and_select
+from adg.config import load_config
+from adg.errors import InputError
+from adg.summary import summarise
 from embedding import cluster, embed
 from eval import run_benchmarks
 from generation import prepare_pool, sample_answers
@@ -64,7 +70,7 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
     log = [json.loads(line) for line in (run / "log.jsonl").open()]
     assert [line["stage"] for line in log] == [
         "prepare", "sample", "embed", "cluster", "select", "finetune", "evaluate", "tables"]
-    for shown in ("anisotropy", "decides", "Subsets by bin", "50.85", "tables.md"):
+    for shown in ("anisotropy", "decides", "Subsets by bin", "--paper shows some", "tables.md"):
         assert shown in result.stdout
     before = tree(run)
     again = pipeline(path)
@@ -105,6 +111,7 @@ def test_killed_and_gone_on_with_another_rank_count(config_file, tmp_path: Path,
     (["--seed", "3"], "--seed is no option; did you mean --seeds? A value of the configuration"),
     (["embedding.windows.far=[7]"], "embedding.windows.far: there is no layer 7: the model has 5"),
     (["embed"], "embed needs"),
+    (["--quiet", "--dry-run"], "--quiet with --dry-run"),
 ])
 def test_what_is_wrong_is_one_line(config_file, arguments: list[str], message: str):
     result = pipeline(config_file(), *arguments)
@@ -146,3 +153,167 @@ def test_a_dry_run_goes_as_far_as_there_are_inputs(config_file, tmp_path: Path):
     assert "  records   10 usable" in result.stdout
     assert "[sample] cannot say yet: sample needs" in result.stdout
     assert not (tmp_path / "run").exists()
+
+
+SLOW = {"max_new_tokens": 300, "min_new_tokens": 300, "max_num_seqs": 3}  # a second per record
+
+
+def interrupt(run: Path, *command: object) -> tuple[int, list[str]]:
+    """(status, lines of stderr but for bars) of a command that gets Ctrl-C, as a terminal sends it
+    to the whole process group, when the first answers are there. Nothing of it may be left."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *map(str, command)], cwd=ROOT, start_new_session=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NPROC": "2"}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE)
+    while not list(run.glob("answers/*.jsonl")):
+        assert process.poll() is None
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate()
+    assert len(started) >= 2 and not any(child.is_running() for child in started)
+    return process.returncode, [line for line in errors.splitlines()
+                                if line.strip() and "%|" not in line]
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(config_file, stage, tmp_path: Path,
+                                                         capsys):
+    path, run = config_file(chunk_size=1, generation=SLOW), tmp_path / "run"
+    assert interrupt(run, "adg.pipeline", path, "prepare", "sample") == (
+        130, ["stopped; the same command goes on from here"])
+    done = len(list(run.glob("answers/*.jsonl")))
+    stage(sample_answers, path, "--dry-run")
+    assert 0 < done < 10 and f"{10 - done} of 10 to do" in capsys.readouterr().out
+
+
+def test_torchruns_ranks_end_on_ctrl_c_without_a_traceback(config_file, stage, tmp_path: Path):
+    path = config_file(chunk_size=1, generation=SLOW)
+    stage(prepare_pool, path)
+    assert interrupt(tmp_path / "run", "adg.launch", "--nproc_per_node=2", "-m",
+                     "generation.sample_answers", path) == (
+        130, ["stopped; the same command goes on from here"])
+
+
+def test_paths_lead_from_where_the_user_stands_then_from_the_repository(
+        config_file, tiny_model, tmp_path: Path, monkeypatch):
+    """What run.sh starts, in a folder whose own files must not pass for Python's."""
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    (folder / "random.py").write_text("raise SystemExit('not this one')")
+    (folder / "x.json").write_text(json.dumps(RECORDS))
+    (folder / "base").mkdir()
+    path = config_file()
+    path.rename(folder / "base/mine.yaml")
+    (folder / "my first.yaml").write_text("base: base/mine.yaml\noutput_dir: my run\n")
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "adg.pipeline", *arguments], cwd=folder, check=False,
+            capture_output=True, text=True, env=os.environ | environment)
+
+    arguments = ("my first.yaml", "prepare", "select", "selection.method=random",
+                 "pool.path=x.json")
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert len((folder / "my run/pool.jsonl").read_text().splitlines()) == 10
+    again = run(*arguments)
+    assert (f"To see the results again: (cd {ROOT} && .venv/bin/python -m adg.summary "
+            f"'{folder}/my run')\n") in again.stdout
+    for wrong, key in (("pool.path=none.csv", "pool.path: none.csv"),
+                       ("eval.data_dir=none", "eval.data_dir: none/"),
+                       ("train.deepspeed=none.json", "train.deepspeed: none.json"),
+                       ("model.name_or_path=none.gguf", "model.name_or_path: none.gguf")):
+        missing = run("my first.yaml", "output_dir=other", wrong)
+        assert missing.stderr == f"error: {key} is not there (looked in {folder} and {ROOT})\n"
+    missing = run("none.yaml")
+    assert missing.stderr == (f"error: none.yaml: there is no such configuration file (looked in "
+                              f"{folder} and {ROOT})\n")
+
+
+def test_help_says_the_stages_and_the_keys_of_one_section(stage, capsys):
+    for arguments in (["--help"], ["x.yaml", "--help"], ["x.yaml", "select", "-h"]):
+        with pytest.raises(SystemExit, match="0"):
+            stage(pipeline_module, *arguments)
+        shown = capsys.readouterr().out
+        for name, about in (("prepare", "read the instruction pool, check"),
+                            ("finetune", "full fine-tuning of the backbone")):
+            assert f"\n  {name:10}{about}" in shown
+        assert "\n  generation.temperature (1.4)\n" in shown
+    with pytest.raises(SystemExit, match="0"):
+        stage(pipeline_module, "x.yaml", "--help", "generation")
+    keys = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")
+            and line[2] != " "]
+    assert len(keys) > 10 and all(key.startswith("  generation.") for key in keys)
+    with pytest.raises(InputError, match="genration is no section of the configuration: model,"):
+        stage(pipeline_module, "--help", "genration")
+    with pytest.raises(SystemExit, match="2"):
+        stage(pipeline_module)
+    assert capsys.readouterr().err.endswith("are required: CONFIG\n")
+
+
+def test_quiet_is_a_line_per_stage_and_what_went_wrong(config_file):
+    arguments = [config_file(), "prepare", "select", "selection.method=random", "--quiet"]
+    done = pipeline(*arguments)
+    assert done.returncode == 0 and done.stderr == ""
+    assert [re.sub(r"\d+ s", "N s", line) for line in done.stdout.splitlines()] == [
+        "[prepare] done in N s", "[select random] done in N s"]
+    assert pipeline(*arguments).stdout == "[prepare] done before\n[select random] done before\n"
+    failed = pipeline(*arguments, "selection.budget=11", "selection.name=x")
+    assert failed.returncode == 2 and failed.stdout == "[prepare] done before\n"
+    assert failed.stderr.startswith("error: selection.budget is 11, but the pool has 10")
+
+
+def test_a_quiet_stage_draws_no_bars(config_file):
+    done = pipeline(config_file(), "prepare", "sample", "--quiet")
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_seeds_of_a_draw_share_the_run_folder(config_file, tmp_path: Path, stage, monkeypatch):
+    ran = []
+
+    def run_stage(name: str, arguments: list, *_: object, **__: object) -> None:
+        ran.append(name)
+        stage(prepare_pool if name == "prepare" else score_and_select, *arguments)
+
+    monkeypatch.setattr(pipeline_module, "run_stage", run_stage)
+    stage(pipeline_module, config_file(), "prepare", "select", "selection.method=random",
+          "--seeds", "3")
+    run = tmp_path / "run"
+    assert ran == ["prepare", "select", "select", "select"]
+    assert not (tmp_path / "run-seed43").exists()
+    subsets = {path.name: (path / "top.json").read_text() for path in (run / "subsets").iterdir()}
+    assert sorted(subsets) == ["random", "random-seed43", "random-seed44"]
+    assert len(set(subsets.values())) == 3
+    assert "Seed: 43." in (run / "subsets/random-seed43/README.md").read_text()
+    stage(score_and_select, config_file(), "selection.method=random", "selection.name=again",
+          "seed=43")
+    assert (run / "subsets/again/top.json").read_text() == subsets["random-seed43"]
+
+
+@pytest.mark.parametrize(("given", "own"), [
+    ([], ["seed=43", "output_dir={run}-seed43"]),
+    (["selection.method=random"], [
+        "train.seed=43", "train.name=random-top-seed43", "eval.name=random-top-seed43",
+        "selection.seed=43", "selection.name=random-seed43"]),
+    (["selection.method=longest", "eval.name=base"], [
+        "train.seed=43", "train.name=longest-top-seed43"]),
+    (["train.subset=mine.json"], [
+        "train.seed=43", "train.name=mine-seed43", "eval.name=mine-seed43"])])
+def test_another_seed_shares_what_it_does_not_decide(config_file, tmp_path, given, own):
+    config = load_config(config_file(), given)
+    assert pipeline_module.with_seed(43, config) == [
+        text.format(run=tmp_path / "run") for text in own]
+
+
+def test_the_summary_shows_no_benchmarks_of_an_earlier_selection(config_file, stage,
+                                                                 tmp_path: Path):
+    path, run = config_file(selection={"method": "random"}), tmp_path / "run"
+    stage(prepare_pool, path)
+    stage(score_and_select, path)
+    (run / "tables.md").write_text("| of another selection |")
+    config = load_config(path, [])
+    assert not any("of another selection" in line for line in summarise(run, config))
+    line = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps(line | {"stage": "evaluate", "label": "evaluate random-top"}) + "\n")
+    assert any("of another selection" in line for line in summarise(run, config))

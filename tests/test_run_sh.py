@@ -17,7 +17,8 @@ case "$*" in
     "-m pip install "*) echo "pip ${*:4}"; [[ -z "${PIP_FAILS:-}" || "$*" != *"$PIP_FAILS"* ]] ;;
     "-m pip uninstall "*) echo "pip removes ${*: -1}" ;;
     *"torch.version.cuda is None"*) [ -n "${CUDA_BUILD-yes}" ] ;;
-    "-m adg.pipeline "*) echo "pipeline ${*:3}, GPUs ${CUDA_VISIBLE_DEVICES-all}" ;;
+    "-m adg.pipeline "*) echo "pipeline ${*:3}, GPUs ${CUDA_VISIBLE_DEVICES-all}"
+        [ -z "${SAY_WHERE:-}" ] || echo "in $PWD, modules from $PYTHONPATH $PYTHONSAFEPATH" ;;
 esac
 """
 _PROGRAMS = {
@@ -52,6 +53,7 @@ def run_sh(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             ["bash", folder / "run.sh", *arguments], capture_output=True, text=True, check=False,
+            cwd=environment.pop("cwd", None),
             env={"PATH": f"{stand_ins}{os.pathsep}{os.environ['PATH']}", "PYTHON": "python",
                  "STAND_INS": str(stand_ins), **environment})
 
@@ -163,3 +165,25 @@ def test_what_will_not_do_is_said_in_a_line_before_anything_is_made(
 def test_an_old_driver_with_cuda_compat_and_the_oldest_glibc_will_do(run_sh):
     made = run_sh("setup", "gpu", DRIVER="550.54.15", CUDA="13.0", GLIBC="2.31")
     assert made.returncode == 0 and GPU in made.stdout
+
+
+def test_the_pipeline_starts_where_the_user_stands(run_sh, tmp_path: Path):
+    (tmp_path / "my data").mkdir()
+    run_sh("setup", **LOGIN)
+    started = run_sh("my first.yaml", "select", cwd=tmp_path / "my data", SAY_WHERE="1",
+                     PYTHONPATH="/other")
+    assert started.stdout == (
+        "pipeline my first.yaml select, GPUs all\n"
+        f"in {tmp_path}/my data, modules from {run_sh.folder}:/other 1\n"), started.stderr
+
+
+def test_help_is_the_pipelines_and_sets_nothing_up(run_sh, tmp_path: Path):
+    for arguments in (["--help"], ["-h"], ["configs/x.yaml", "--help"], ["--help", "generation"]):
+        shown = run_sh(*arguments, cwd=tmp_path)
+        assert shown.returncode == 0 and "bash run.sh configs/demo.yaml" in shown.stdout
+        assert "The set-up has not run yet" in shown.stdout
+        assert not (run_sh.folder / ".venv").exists()
+    run_sh("setup", **LOGIN)
+    for arguments in (["--help"], ["configs/x.yaml", "--help"], ["--help", "generation"]):
+        assert run_sh(*arguments).stdout == f"pipeline {' '.join(arguments)}, GPUs all\n"
+    assert run_sh().returncode == 2

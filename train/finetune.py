@@ -127,7 +127,8 @@ def order_of(examples: list[dict], config: Config) -> Order:
     settings = config.train
     return plan_order([len(example["input_ids"]) for example in examples],
                       batch_size=settings.batch_size, per_device=settings.per_device_batch_size,
-                      epochs=settings.epochs, seed=config.seed, ranks=distributed.world_size())
+                      epochs=settings.epochs, seed=config.train_seed(),
+                      ranks=distributed.world_size())
 
 
 def plan(run: provenance.StageRun, order: Order, folder: Path, sharding: dict) -> None:

@@ -56,7 +56,7 @@ def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path
     buffers = computed_buffers(folder, trust_remote_code=remote)
     accumulated = passes(settings.batch_size, settings.per_device_batch_size, order.ranks)
     arguments = TrainingArguments(
-        output_dir=str(work), num_train_epochs=1, seed=config.seed,
+        output_dir=str(work), num_train_epochs=1, seed=config.train_seed(),
         per_device_train_batch_size=-(-settings.batch_size // (order.ranks * accumulated)),
         gradient_accumulation_steps=accumulated, learning_rate=settings.learning_rate,
         lr_scheduler_type=_SCHEDULES[settings.lr_scheduler], weight_decay=settings.weight_decay,

@@ -13,7 +13,7 @@ from adg.selection import select_paper
 
 def choose_at_random(folder: Path, pool: Pool, config: Config) -> Choice:
     """Method random: top, middle and bottom are disjoint draws without replacement, by the seed."""
-    draw, budget = random.Random(config.seed), config.selection.budget
+    draw, budget = random.Random(config.selection_seed()), config.selection.budget
     top = draw.sample(range(len(pool)), budget)
     rest = np.setdiff1d(np.arange(len(pool)), top).tolist()
     size = min(budget, len(rest) // 2)

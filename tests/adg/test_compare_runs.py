@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import command
 
-from adg import artifacts
+from adg import artifacts, compare_runs
 from adg.compare_runs import compare, read_selection
 from adg.errors import InputError
 
@@ -60,3 +60,16 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path):
     (folder / "top.json").write_text(json.dumps([1]))
     with pytest.raises(InputError, match="not what select writes"):
         read_selection(folder)
+
+
+def test_which_of_several_selections_a_run_folder_stands_for_is_said(tmp_path: Path, stage, capsys):
+    run = tmp_path / "run"
+    for name in ("adg", "random", "longest"):
+        write(run / "subsets" / name, {"r": 0.9, "s": 0.8}, ["r"])
+    (run / "config.yaml").write_text(f"output_dir: {run}\nmodel: {{name_or_path: m}}\n"
+                                     f"pool: {{path: p}}\nselection: {{name: random}}\n")
+    stage(compare_runs, run, run / "subsets/adg")
+    said, a, b, *_ = capsys.readouterr().out.splitlines()
+    assert said == (f"{run}: the selection random, of the last configuration that worked here; "
+                    f"give {run}/subsets/NAME for another (adg, longest)")
+    assert a == f"A: {run}/subsets/random" and b == f"B: {run}/subsets/adg"

@@ -8,6 +8,8 @@ from omegaconf.basecontainer import BaseContainer
 from adg.command import parse_command
 from adg.config import describe_keys, flatten, load_config
 from adg.errors import InputError
+from adg.stages import STAGES, parameters_of
+from train.finetune import order_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -238,3 +240,36 @@ def test_the_released_recipe_differs_in_its_quirks_only():
         "embedding.token_weights", "embedding.empty_answers", "embedding.max_length",
         "embedding.instruction_max_length", "clustering.batch_size", "clustering.max_batch_share",
         "selection.recipe"}
+
+
+def test_what_the_repository_names_is_found_from_any_folder(tmp_path: Path, monkeypatch):
+    here = load_config(ROOT / "configs/demo.yaml", [])
+    monkeypatch.chdir(tmp_path)
+    there = load_config(Path("configs/demo.yaml"), [])
+    assert there.output_dir == str(ROOT / "runs/demo")
+    assert there.pool.path == str(ROOT / "configs/demo/pool.jsonl")
+    assert there.train.deepspeed == str(ROOT / here.train.deepspeed)
+    for name in STAGES:  # nothing is stale for having been asked for elsewhere
+        assert parameters_of(name, there) == parameters_of(name, here)
+    (tmp_path / "configs/demo").mkdir(parents=True)
+    (tmp_path / "configs/demo/pool.jsonl").touch()
+    assert load_config(Path("configs/demo.yaml"), []).pool.path == "configs/demo/pool.jsonl"
+    assert load_config(Path("configs/demo.yaml"), ["output_dir=mine"]).output_dir == "mine"
+    (tmp_path / "x.yaml").write_text(f"base: {ROOT}/configs/demo.yaml\noutput_dir: runs/x\n")
+    assert load_config(Path("x.yaml"), []).output_dir == "runs/x"
+
+
+def test_a_draw_and_a_fine_tuning_may_have_seeds_of_their_own(config_file):
+    def seeds(*overrides: str) -> tuple[int, int, int]:
+        config = load_config(config_file(), list(overrides))
+        return config.seed, config.selection_seed(), config.train_seed()
+
+    assert seeds() == (42, 42, 42) and seeds("seed=5") == (5, 5, 5)
+    assert seeds("selection.seed=0", "train.seed=7") == (42, 0, 7)
+    for key in ("selection.seed", "train.seed"):
+        with pytest.raises(InputError, match=f"{key} is -1; it must be from 0"):
+            seeds(f"{key}=-1")
+    examples = [{"input_ids": [0] * size} for size in range(3, 30)]
+    orders = [order_of(examples, load_config(config_file(), own)).steps for own in (
+        ["train.seed=7"], ["seed=7"], [])]
+    assert orders[0] == orders[1] != orders[2]

@@ -147,3 +147,35 @@ def test_what_a_killed_process_has_started_ends_with_it():
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     child.wait(timeout=60)
+
+
+def test_ctrl_c_is_one_line_and_status_130(capsys, monkeypatch):
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    for rank, said in (("0", "\nstopped; the same command goes on from here\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as ended:
+            distributed.run_script(main)
+        assert ended.value.code == 130 and capsys.readouterr().err == said
+
+
+_MANY_LINES = """
+from adg.distributed import run_script
+def main():
+    {before}
+    for number in range(100_000):
+        print(number)
+run_script(main)
+"""
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    """As with `| head`. Of another pipe, a break is a defect and keeps its traceback."""
+    for before, status in (("pass", 141), ("raise BrokenPipeError", 1)):
+        process = subprocess.Popen([sys.executable, "-c", _MANY_LINES.format(before=before)],
+                                   cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if status == 141:
+            process.stdout.close()
+        errors = process.stderr.read().decode()
+        assert process.wait() == status and ("Traceback" in errors) == (status == 1), errors

@@ -62,7 +62,7 @@ def test_done_is_done(config_file, stage, run_folder, capsys):
 def test_a_cheap_stage_is_redone_and_says_why(config_file, stage, run_folder, capsys):
     stage(score_and_select, config_file())
     stage(score_and_select, config_file(), "selection.budget=2")
-    assert "redone, because selection.budget was 3 and is 2" in capsys.readouterr().out
+    assert "stale, because selection.budget was 3 and is 2" in capsys.readouterr().out
     assert len(json.loads((run_folder / "subsets/adg/top.json").read_text())) == 2
     add_vectors(run_folder, seed=1)
     stage(score_and_select, config_file(), "selection.budget=2")

@@ -116,3 +116,31 @@ def test_what_is_no_sweep_is_named(config_file, stage, over, message, tmp_path):
     with pytest.raises(InputError, match="selection.budget is given twice"):
         stage(sweep, config_file(), "--over", "selection.budget=1", "--over", "selection.budget=2")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_method_does_not_read_makes_no_selection(config_file, stage, run_folder, capsys):
+    over = ("--over", "selection.anisotropy_weight=0,0.4,1", "--over",
+            "selection.method=adg,random,all", "--over", "selection.budget=2,3")
+    with pytest.raises(SystemExit) as ended:
+        stage(sweep, config_file(), *over)
+    assert ended.value.code == 0
+    names = ["all", *(f"anisotropy_weight-{weight}_adg_budget-{budget}"
+                      for weight in ("0.4", "0", "1") for budget in (2, 3)),
+             "random_budget-2", "random_budget-3"]
+    assert sorted(path.name for path in (run_folder / "subsets").iterdir()) == sorted(names)
+    assert stages(run_folder) == ["prepare"] + ["select"] * 9
+    with pytest.raises(SystemExit):
+        stage(sweep, config_file(), "selection.method=longest", "--over",
+              "selection.anisotropy_weight=0,1")
+    assert (run_folder / "subsets/longest").is_dir() and len(stages(run_folder)) == 11
+
+
+def test_a_stage_that_is_refused_was_not_redone(config_file, stage, run_folder, capsys):
+    stage(score_and_select, config_file(), "selection.method=random")
+    before = (run_folder / "subsets/random/top.json").read_bytes()
+    capsys.readouterr()
+    with pytest.raises(InputError, match="selection.budget is 61, but the pool has 10"):
+        stage(score_and_select, config_file(), "selection.method=random", "selection.budget=61")
+    assert (run_folder / "subsets/random/top.json").read_bytes() == before
+    assert capsys.readouterr().out == (
+        "[select random] note: stale, because selection.budget was 3 and is 61\n")

@@ -1,4 +1,7 @@
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,11 +90,11 @@ def test_a_row_says_what_it_is_and_lies_beside_its_published_cell(tmp_path: Path
         "mine: adg-bottom", "ADG, bottom", "LLaMA3-8B", "Alpaca-GPT4", "10,000", "12.00* se 1.00",
         "5.00 se 1.00", "–", "–", "–", "–", "8.50* se 0.71", "–", "–", "–"]
     assert top[:5] == ["mine: adg-top", "ADG", "LLaMA3-8B", "Alpaca-GPT4", "10,000"]
-    assert top[5:] == ["51.00 se 1.00"] * 6 + [
-        "51.00 (+0.89) se 0.71", "51.00 (-9.31) se 0.71", "51.00 (+8.86) se 0.71",
-        "51.00 (+0.15) se 0.41"]
+    assert top[5:] == ["51.00 se 1.00", "**51.00** se 1.00", *["51.00 se 1.00"] * 4,
+                       "**51.00** (+0.89) se 0.71", "51.00 (-9.31) se 0.71",
+                       "**51.00** (+8.86) se 0.71", "**51.00** (+0.15) se 0.41"]
     assert len(paper) == 8 and {line[2] for line in paper} == {"LLaMA3-8B"}
-    assert paper[-1][5:] == ["–"] * 6 + ["50.11", "60.31", "42.14", "50.85"]
+    assert paper[-1][5:] == ["–"] * 6 + ["50.11", "**60.31**", "42.14", "50.85"]
 
 
 def test_seeds_of_one_cell_become_a_mean_and_other_settings_do_not(tmp_path: Path):
@@ -198,6 +201,8 @@ def test_four_formats_hold_the_same_numbers(tmp_path: Path, stage, capsys):
         assert "ADG" in text and "50.85" in text and "51.0" in text
     assert r"a\_b: adg-top & ADG & LLaMA3-8B" in printed["latex"]
     assert "51.00 ($-$9.31) se 0.71" in printed["latex"] and r"\bottomrule" in printed["latex"]
+    assert r"\textbf{51.00} (+0.15) se 0.41" in printed["latex"]
+    assert "**51.00** (+0.15)" in printed["markdown"] and "**" not in printed["text"]
     assert "se: standard error of a single run" in printed["text"]
     row = json.loads(printed["json"])["rows"][0]
     assert row["numbers"]["Average"]["delta"] == pytest.approx(0.15)
@@ -227,3 +232,110 @@ def test_several_runs_share_a_table_and_an_empty_one_is_named(tmp_path: Path, st
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="run evaluate first"):
         stage(tables, tmp_path / "none")
+
+
+def test_columns_rows_and_the_papers_rows_are_chosen(tmp_path: Path, stage, capsys):
+    run = tmp_path / "run"
+    for name, value in (("random-top", 40.0), ("adg-top", 41.0)):
+        evaluated(run, name, {"gsm8k": value, "mmlu": 50.0}, {"gsm8k": 20, "mmlu": 14042},
+                  method=name.split("-")[0], model="x/small")
+
+    def shown(*arguments: str) -> tuple[list[list[str]], str]:
+        stage(tables, run, *arguments)
+        printed = capsys.readouterr().out
+        return cells(printed), printed
+
+    table, printed = shown()
+    assert table[0][5:] == ["GSM8K", "MMLU"] and len(table) == 4
+    assert [line[1] for line in table[2:]] == ["ADG", "Random"]
+    assert table[2][5:] == ["**41.00**\\* se 1.00", "50.00 se 1.00"]  # equal: none is the best
+    assert "None of the paper's rows is of this backbone and pool: --paper shows some." in printed
+    table, printed = shown("--paper")
+    assert table[0][5:] == ["GSM8K", "MMLU", "Reasoning", "Knowledge", "Code", "Average"]
+    assert [line[0] for line in table[4:]] == ["paper"] * 4 and "None of" not in printed
+    assert table[2][5] == "**41.00**\\* se 1.00"
+    table, _ = shown("--rows", "Random", "run: adg-top", "--benchmarks", "mmlu", "GSM8K", "BBH")
+    assert table[0][5:] == ["MMLU", "GSM8K", "BBH"]
+    assert [line[1] for line in table[2:]] == ["Random", "ADG"] and table[2][-1] == "–"
+    assert len(shown("--rows", "adg-top")[0]) == 3
+    with pytest.raises(InputError, match=r"no row is called x; there are: run: adg-top \(ADG\); "):
+        shown("--rows", "x")
+    with pytest.raises(SystemExit):
+        shown("--benchmarks", "arc")
+    evaluated(tmp_path / "cell", "adg-top", *whole(51.0))
+    rows, _ = tables.collect([tmp_path / "cell"], paper=False)
+    assert [row.source for row in rows] == ["ours"]
+
+
+def test_draws_within_a_run_folder_are_seeds_of_one_row(tmp_path: Path):
+    run = tmp_path / "run"
+    for seed, value in ((42, 50.0), (43, 52.0), (44, 54.0)):
+        selection = "random" if seed == 42 else f"random-seed{seed}"
+        evaluated(run, f"{selection}-top", *whole(value), method="random")
+        for label, key in ((f"select-{selection}", "selection.seed"),
+                           (f"finetune-{selection}-top", "train.seed")):
+            path = run / f"provenance/{label}.json"
+            record = json.loads(path.read_text())
+            record["parameters"][key] = None if seed == 42 else seed
+            artifacts.write_json(path, record)
+    rows, _ = tables.collect([run], paper=False)
+    assert len(rows) == 1 and len(rows[0].names) == 3 and rows[0].identity.method == "Random"
+    assert (rows[0].cells["Average"].value, rows[0].cells["Average"].deviation) == (52.0, 2.0)
+    assert not rows[0].differs  # from the paper's settings
+
+
+LATEX = r"""\documentclass{article}
+\usepackage{booktabs}
+\begin{document}
+%s
+\end{document}
+"""
+
+
+def test_latex_compiles_whatever_the_names(tmp_path: Path, stage, capsys):
+    """By pdflatex where there is one; what would stop it is looked for in any case."""
+    run = tmp_path / r"[a_b]&50%#{~^}\<x>$|"
+    evaluated(run, "adg-top", *whole(51.0), model="x/small_1", pool="50%_of_#1.jsonl")
+    evaluated(run, "adg-bottom", {"bbh": 12.0}, {"bbh": 9}, model="x/small_1")
+    stage(tables, run, "--format", "latex", "--paper")
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert lines[:3] == [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering"]
+    assert lines[3].startswith(
+        r"\caption{Results in percent: BBH (3-shot, exact match), GSM8K (8-shot, exact match), "
+        r"MMLU (4-shot, accuracy), TruthfulQA (0-shot, accuracy), MBPP (1-shot, pass@1), HumanEval "
+        r"(0-shot, pass@1). Average: mean of the groups' means. *: on a part of the questions "
+        r"(BBH 9 of 6511). se: standard error over the questions of a single run (seed 42).")
+    assert lines[4] == r"\label{tab:results}"
+    name = r"[a\_b]\&50\%\#\{\textasciitilde{}\textasciicircum{}\}\textbackslash{}$<$x$>$\$$|$"
+    rows = [line for line in lines if line.endswith(r" \\")]
+    assert rows[1].startswith(rf"{{}}{name}: adg-bottom & ADG, bottom & small\_1 & ")
+    assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
+    stage(tables, run, "--format", "latex", "--caption", r"Mine, $\lambda = 0.4$", "--label", "t")
+    assert "\\caption{Mine, $\\lambda = 0.4$}\n\\label{t}\n" in capsys.readouterr().out
+    if shutil.which("pdflatex"):
+        (tmp_path / "table.tex").write_text(LATEX % printed)
+        made = subprocess.run(["pdflatex", "-halt-on-error", "table.tex"], cwd=tmp_path,
+                              capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        assert made.returncode == 0, made.stdout
+
+
+def test_stdout_is_the_tables_alone(config_file, tmp_path: Path, stage, capsys):
+    run = tmp_path / "run"
+    evaluated(run, "adg-top", *whole(51.0))
+    (run / "config.yaml").write_text(config_file().read_text())
+    for said in ("1 records in", "done before"):
+        stage(tables, run, "--format", "json")
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["rows"][0]["method"] == "ADG" and said in printed.err
+    before = (run / "tables.md").read_text()
+    (run / "tables.md").unlink()
+    stage(tables, run, "--format", "latex", "--benchmarks", "mmlu", "--no-paper")
+    assert (run / "tables.md").read_text() == before and "BBH" in before  # without options
+    assert capsys.readouterr().out.startswith(
+        "% \\usepackage{booktabs}\n\\begin{table}\n\\centering\n"
+        "\\caption{Results in percent: MMLU (4-shot, accuracy). se")
+    for arguments, message in (((run, "--caption", "x"), "--caption is of --format latex"),
+                               ((run, run, "--paired", "--rows", "x"), "out with --paired")):
+        with pytest.raises(InputError, match=message):
+            stage(tables, *arguments)

@@ -12,7 +12,7 @@ from adg import artifacts
 from adg.config import BENCHMARKS as MAIN
 from adg.errors import InputError
 from eval import paired, tables
-from eval.benchmarks import BENCHMARKS
+from eval.benchmarks import BENCHMARKS, group_scores
 
 
 def asked(folder: Path, values: dict[str, list[float]], *, other: tuple[str, int] | None = None
@@ -105,11 +105,53 @@ def test_what_cannot_be_paired_is_named(tmp_path: Path, stage):
         with pytest.raises(InputError, match=message):
             stage(tables, *runs, "--paired")
     with pytest.raises(InputError, match="GSM8K: .* has 11 questions and .* 6, of which 6 are the"):
-        paired.by_benchmark(first, few)
+        paired.by_benchmark([first], [few])
     with pytest.raises(InputError, match="MMLU: only 11 of 12 questions .* 2 of b"):
-        paired.by_benchmark(first, changed)
+        paired.by_benchmark([first], [changed])
     (few / "gsm8k.json").write_text("[]")
     with pytest.raises(InputError, match="not what evaluate writes"):
-        paired.by_benchmark(first, few)
+        paired.by_benchmark([first], [few])
     with pytest.raises(InputError, match="no benchmark in common"):
-        paired.by_benchmark(first, tmp_path)
+        paired.by_benchmark([first], [tmp_path])
+
+
+def test_rows_against_one_of_them(tmp_path: Path, stage, capsys):
+    from scipy.stats import ttest_rel
+
+    for name, values in (("adg-top", FIRST), ("random-top", SECOND), ("base", FIRST)):
+        folder = asked(tmp_path / "run/eval" / name, values)
+        scores = {own: 100 * statistics.fmean(numbers) for own, numbers in values.items()}
+        artifacts.write_json(folder / "scores.json", {
+            "scores": scores, "groups": group_scores(scores),
+            "questions": {own: len(numbers) for own, numbers in values.items()}})
+    stage(tables, tmp_path / "run", "--against", "random-top", "--rows", "adg-top", "random-top",
+          "--format", "json")
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["runs"] for row in rows] == [["run: adg-top"], ["run: random-top"]]
+    assert rows[0]["against"]["name"] == "random-top" and "against" not in rows[1]
+    numbers = rows[0]["against"]["numbers"]
+    test = ttest_rel(FIRST["gsm8k"], SECOND["gsm8k"])
+    interval = [100 * value for value in test.confidence_interval(0.95)]
+    assert numbers["gsm8k"]["interval"] == pytest.approx(interval)
+    assert numbers["gsm8k"]["p"] == pytest.approx(test.pvalue)
+    average = numbers["Average"]
+    assert average["interval"] == pytest.approx([average["difference"] + sign * 1.959964
+                                                 * average["stderr"] for sign in (-1, 1)])
+    stage(tables, tmp_path / "run", "--against", "random-top", "--benchmarks", "gsm8k", "Average")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:7]] == [
+        "run: adg-top", "less random-top", "run: base", "less random-top", "run: random-top"]
+    low, high = interval
+    assert f"{numbers['gsm8k']['difference']:+.2f} [{low:+.2f}, {high:+.2f}]" in lines[3]
+    for arguments, message in ((("--against", "x"), "no row is called x"),
+                               (("--rows", "base", "--against", "base"), "there is no other row")):
+        with pytest.raises(InputError, match=message):
+            stage(tables, tmp_path / "run", *arguments)
+
+
+def test_a_question_of_several_seeds_counts_by_its_mean(tmp_path: Path):
+    folders = [asked(tmp_path / f"{seed}", {"gsm8k": values}) for seed, values in (
+        (1, [1.0, 0.0, 1.0, 0.0]), (2, [1.0, 1.0, 0.0, 0.0]), (3, [0.0, 0.0, 0.0, 1.0]))]
+    found, _ = paired.by_benchmark(folders[:2], folders[2:])
+    expected = paired.difference([1.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.0, 1.0])
+    assert found["gsm8k"] == expected
