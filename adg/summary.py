@@ -60,7 +60,7 @@ def summarise(run: Path, config: Config) -> list[str]:
             parts += [_title("Subsets by bin"), *_by_bin(subsets, scores)]
     selected, evaluated = (log.get(name, {}).get("time", "") for name in ("select", "evaluate"))
     if ((run / "tables.md").is_file() and not old.keys() & {"evaluate", "tables"}
-            and (not evaluated or evaluated >= selected)):
+            and evaluated >= selected):
         parts += [_title("Benchmarks"), (run / "tables.md").read_text(encoding="utf-8").rstrip()]
     parts += [_title("Time"), *_times(log), _title("Files"), *_files(run, config)]
     return parts

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from conftest import RECORDS, ROOT, command, tree
 
+from adg import artifacts, score_and_select
 from adg import pipeline as pipeline_module
-from adg import score_and_select
 from adg.config import load_config
 from adg.errors import InputError
 from adg.summary import summarise
@@ -163,8 +163,9 @@ def interrupt(run: Path, *command: object) -> tuple[int, list[str]]:
     to the whole process group, when the first answers are there. Nothing of it may be left."""
     process = subprocess.Popen(
         [sys.executable, "-m", *map(str, command)], cwd=ROOT, start_new_session=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "NPROC": "2"}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE)
+        env={**os.environ, "NPROC": "2"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # else a test run in the
+    # background, where SIGINT is ignored, would hand that down
     while not list(run.glob("answers/*.jsonl")):
         assert process.poll() is None
     started = psutil.Process(process.pid).children(recursive=True)
@@ -316,4 +317,6 @@ def test_the_summary_shows_no_benchmarks_of_an_earlier_selection(config_file, st
     line = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     with (run / "log.jsonl").open("a") as log:
         log.write(json.dumps(line | {"stage": "evaluate", "label": "evaluate random-top"}) + "\n")
+    artifacts.write_json(run / "provenance/evaluate-random-top.json", {
+        "stage": "evaluate random-top", "state": "finished", "inputs": {}})
     assert any("of another selection" in line for line in summarise(run, config))

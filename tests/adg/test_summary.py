@@ -50,6 +50,11 @@ def test_what_fits_is_shown(run: Path):
 @pytest.mark.parametrize("size", [10, 7, 0])
 def test_no_score_stands_beside_another_pools_record(run: Path, size: int):
     (run / "tables.md").write_text("| the table |\n")
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"stage": "evaluate", "label": "evaluate adg-top", "records": 1, "seconds": 1, '
+                  '"time": "9999"}\n')
+    artifacts.write_json(run / "provenance/evaluate-adg-top.json", {
+        "stage": "evaluate adg-top", "state": "finished", "inputs": {}})
     artifacts.write_jsonl(run / "pool.jsonl", RECORDS[::-1][:size])
     if not size:
         (run / "pool.jsonl").unlink()

@@ -151,7 +151,7 @@ def test_limits_hold_and_the_environment_is_not_inherited(any_sandbox, monkeypat
 
 
 def test_the_end_of_a_program_counts_and_not_what_it_writes(any_sandbox):
-    guess = ("import os\nfor n in range(3, 20):\n    try: os.write(n, b'x' * 16)\n"
+    guess = ("import os\nfor n in range(3, 1024):\n    try: os.write(n, b'x' * 16)\n"
              "    except OSError: pass")
     assert not programs.passes(guess, any_sandbox)
     assert not programs.passes(f"{guess}\nos._exit(0)", any_sandbox)
