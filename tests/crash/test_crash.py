@@ -31,7 +31,7 @@ def matrix(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def test_a_stage_killed_at_any_file_operation_ends_with_the_same_bytes(small: Path):
-    result = matrix(small, "--every", 12)
+    result = matrix(small, "--every", 16)
     print(result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr
     assert " kill points in 9 stages, " in result.stdout and ", 0 failures" in result.stdout
