@@ -45,7 +45,7 @@ from adg.errors import InputError
 from adg.paths import ROOT, looked_in
 from adg.provenance import StageRun
 from adg.records import Pool
-from adg.stages import STAGES, model_key, model_of, needed_stages
+from adg.stages import STAGES, label_of, model_key, model_of, needed_stages
 
 _RANKS_WITHOUT_GPU = 2
 _OPTIONS = ("--seeds", "--quiet", "--overwrite", "--dry-run", "--print-config", "--help", "-h")
@@ -291,7 +291,7 @@ def run_stage(name: str, arguments: list[str], config: Config, ranks: int,
                   file=sys.stderr)
         sys.exit(status)
     if quiet:
-        print(f"[{StageRun(name, config).label}] done in {time.monotonic() - began:.0f} s",
+        print(f"[{label_of(name, config)}] done in {time.monotonic() - began:.0f} s",
               flush=True)
 
 

@@ -26,6 +26,7 @@ from adg.stages import (
     STAGES,
     fill_in,
     inputs_of,
+    label_of,
     outputs_of,
     parameters_of,
     producer_of,
@@ -44,7 +45,7 @@ class StageRun:
         self.name, self.config, self.stage = name, config, STAGES[name]
         self.overwrite = overwrite  # remove what an earlier run of this stage wrote
         self.folder = Path(config.output_dir)
-        self.label = f"{name} {fill_in(self.stage.instance, config)}".strip()
+        self.label = label_of(name, config)
         self.outputs = outputs_of(name, config)
         self.notes: list[str] = []  # what a person should know, and no error
         self.extends = False  # whether output of a smaller run is being added to

@@ -28,7 +28,7 @@ from adg.command import Command, parse_command
 from adg.distributed import run_script, say
 from adg.methods import METHODS, Choice
 from adg.methods.choice import words
-from adg.records import Answers, Pool, subset_names
+from adg.records import SUBSET_FIELDS, Answers, Pool, subset_names
 from adg.stages import inputs_of
 
 _LISTED = 10  # unscored records that are named
@@ -98,8 +98,8 @@ def write_subsets(folder: Path, pool: Pool, choice: Choice,
         for row in rows.tolist():
             record, _ = pool.row(row)
             added = {} if answers is None else {"generated_answers": answers.texts_of(row, record)}
-            added |= {name: columns[name][row]
-                      for name in ("dispersion", "anisotropy", "score", "bin")}
+            added |= {name: columns[name][row] for name in SUBSET_FIELDS
+                      if name != "generated_answers"}
             yield record | {names[name]: value for name, value in added.items()}
 
     for name, rows in choice.subsets._asdict().items():

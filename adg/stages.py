@@ -108,6 +108,11 @@ def fill_in(template: str, config: Config) -> str:
                            benchmark="{benchmark}", window="{window}")
 
 
+def label_of(name: str, config: Config) -> str:
+    """A stage with the name that its outputs in one run folder differ by: "finetune adg-top"."""
+    return f"{name} {fill_in(STAGES[name].instance, config)}".strip()
+
+
 def inputs_of(name: str, config: Config) -> tuple[list[str], list[str]]:
     """(required, optional) inputs of a stage, their names filled in."""
     stage, facts = STAGES[name], config.selection.facts()

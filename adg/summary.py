@@ -19,7 +19,7 @@ from adg.errors import InputError
 from adg.history import read_log, read_records
 from adg.identity import Identities
 from adg.methods.choice import words
-from adg.stages import OUTSIDE, STAGES, fill_in, outputs_of
+from adg.stages import OUTSIDE, STAGES, label_of, outputs_of
 
 _EXAMPLES = 3  # records shown from each end of the ranking
 _ANSWERS = 2  # answers shown of each
@@ -97,8 +97,7 @@ def out_of_date(run: Path, config: Config) -> dict[str, str]:
 
 def _labels(config: Config) -> dict[str, str]:
     """{stage: its label} for the names of this configuration."""
-    return {name: f"{name} {fill_in(stage.instance, config)}".strip()
-            for name, stage in STAGES.items()}
+    return {name: label_of(name, config) for name in STAGES}
 
 
 def _title(text: str) -> str:

@@ -16,6 +16,7 @@ from adg.config import flatten, load_config
 from adg.errors import InputError
 from adg.history import read_records
 from adg.method_facts import FACTS
+from adg.paths import ROOT
 from adg.stages import OUTSIDE
 from eval.benchmarks import BENCHMARKS, GROUPS
 
@@ -23,7 +24,7 @@ PUBLISHED = Path(__file__).with_name("published.json")
 COLUMNS = {name: benchmark.title for name, benchmark in BENCHMARKS.items()} | {
     group: group for group in (*GROUPS, "Average")}  # {key: title}
 _BUDGET = 10_000
-_RECIPE = Path(__file__).parents[1] / "configs" / "base" / "paper.yaml"
+_RECIPE = ROOT / "configs" / "base" / "paper.yaml"
 # What a row shows in its own columns, and what changes no result by more than rounding
 _SEEDS = ("selection.seed", "train.seed", "seed")  # a stage's own goes before that of all
 _NOT_COMPARED = frozenset((

@@ -84,14 +84,15 @@ def show_plan(run: provenance.StageRun, tasks: dict[str, list[str]]) -> None:
         records=sum(questions.values()), disk=sum(questions.values()) * _BYTES_PER_QUESTION)
 
 
-def evaluate_missing(missing: list[str], model_folder: Path, folder: Path, manager: Any,
+def evaluate_missing(missing: list[str], model_path: Path, folder: Path, manager: Any,
                      tasks: dict[str, list[str]], config: Config,
                      sandbox: str | None = None) -> None:
     """Run each benchmark of `missing` on all ranks, and write its file in `folder` on rank 0.
 
-    `sandbox` is the one of programs.choose, which has been called where a benchmark runs programs.
+    `model_path` is the model's folder; `sandbox` is the one of programs.choose, which has been
+    called where a benchmark runs programs.
     """
-    model = load_model(model_folder, config)
+    model = load_model(model_path, config)
     if distributed.rank() > 0:
         model.serve()
         return
