@@ -42,10 +42,12 @@ def num_rows(folder: Path, index: int, config: Config) -> int:
 
 
 def write(folder: Path, index: int, vectors: np.ndarray, empty: np.ndarray, config: Config, *,
-          after: int = 0) -> None:
-    """Write the vectors [n, K, W, H] of a chunk's records after the first `after`, which are there.
+          after: int = 0, kept: dict[int, dict[str, np.ndarray]] | None = None) -> None:
+    """Write the vectors of a chunk's records after the first `after`, which are there.
 
-    Vectors need not be unit; `empty` [n, K] ones become what embedding.empty_answers says.
+    Vectors [n, K, W, H] need not be unit; `empty` [n, K] ones become what embedding.empty_answers
+    says. `kept` has what is to be written of other records ({folder's name: row}) by their number
+    among those after `after`; the n are the records between, in order.
     """
     if config.embedding.empty_answers in EMPTY_VECTORS:
         vectors[empty] = EMPTY_VECTORS[config.embedding.empty_answers]
@@ -54,7 +56,16 @@ def write(folder: Path, index: int, vectors: np.ndarray, empty: np.ndarray, conf
     values |= {f"window_grams/{name}": centred_grams(vectors[:, :, number])
                for number, name in enumerate(config.embedding.windows, start=1)}
     for name, path in chunk_paths(folder, index, config).items():
-        arrays.write_array(path, values[name].astype(np.float32), after=after)
+        own = {number: row[name] for number, row in (kept or {}).items()}
+        arrays.write_array(path, among(values[name].astype(np.float32), own), after=after)
+
+
+def among(values: np.ndarray, kept: dict[int, np.ndarray]) -> np.ndarray:
+    """Rows of `values` in order, with those of `kept` at the numbers that they have there."""
+    others = iter(values)
+    rows = [kept[number] if number in kept else next(others)
+            for number in range(len(values) + len(kept))]
+    return np.stack(rows) if rows else values
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -212,18 +212,17 @@ def agreed(name: str, make: Callable[[], Any]) -> Any:
     return value
 
 
-def barrier(name: str) -> None:
-    """Wait until every rank has come here. Each name serves once.
+def barrier(name: str, value: int = 0) -> list[int]:
+    """Wait until every rank has come here; what each brings along. Each name serves once.
 
     A stage that shares chunks ends in one: torchrun gives ranks on other nodes five minutes from
     when those of its own node have ended, and takes the rendezvous away then.
     """
     if world_size() == 1:
-        return
+        return [value]
     with _reaching():
-        _store().set(f"{name}/{rank()}", "here")
-        for other in range(world_size()):
-            _value(f"{name}/{other}", other)
+        _store().set(f"{name}/{rank()}", str(value))
+        return [int(_value(f"{name}/{other}", other)) for other in range(world_size())]
 
 
 @functools.cache

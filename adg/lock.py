@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import itertools
 import json
 import os
 import socket
@@ -29,6 +30,7 @@ _WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # Lustre withou
 _TOUCH = 5  # seconds between two touches of a marker
 _DEAD = 120  # seconds without one, after which its holder counts as dead
 _POLL = 0.2  # seconds between two looks at a lock that is waited for
+PIPELINE = "ADG_PIPELINE_LOCK"  # in the environment of a pipeline's stages: its lock
 
 _held: dict[Path, Callable[[], None]] = {}  # what gives each up: closing a file gives its lock up
 
@@ -39,23 +41,46 @@ def take(folder: Path, label: str, reads: Iterable[str], writes: Iterable[str]) 
     InputError that names the holder where another process runs this stage, or one that reads what
     this one is about to write.
     """
-    own = (folder / "provenance" / f"{label.replace(' ', '-')}.lock").absolute()
+    own = _path(folder, label)
     own.parent.mkdir(parents=True, exist_ok=True)
     for path in sorted(own.parent.glob("*.lock")):
-        if path != own and path not in _held and (held := _is_held(path)):
+        if (path not in (own, *_held) and str(path) != os.environ.get(PIPELINE)
+                and (held := _is_held(path))):
             touched = sorted(set(held.get("reads", ())) & set(writes))
             if touched:
                 raise InputError(f"{label} would write {', '.join(touched)}, which {_name(held)} "
                                  f"is reading: wait for it, or give another output_dir")
-    if own in _held:
-        return
+    if own not in _held and (holder := _hold(own, label, reads)) is not None:
+        raise InputError(f"{_name(holder, label)} is already at work in {folder}: wait for it, or "
+                         f"give another output_dir")
+
+
+def take_for_pipeline(folder: Path, reads: Iterable[str]) -> Path:
+    """Hold one of the locks of pipelines, of which several may run in a folder; its path.
+
+    Nobody else writes what this one's stages read. They themselves do: PIPELINE in their
+    environment names this lock.
+    """
+    (folder / "provenance").mkdir(parents=True, exist_ok=True)
+    for number in itertools.count():
+        path = _path(folder, f"pipeline {number}")
+        if path not in _held and _hold(path, "a pipeline", reads) is None:
+            return path
+    raise AssertionError
+
+
+def _path(folder: Path, label: str) -> Path:
+    return (folder / "provenance" / f"{label.replace(' ', '-')}.lock").absolute()
+
+
+def _hold(own: Path, label: str, reads: Iterable[str]) -> dict | None:
+    """Hold a lock from now on; what its holder wrote where another process does."""
     file = own.open("a+b", buffering=0)
     give_up = _attempt(file)
     if give_up is None:
         holder = _holder(file)
         file.close()
-        raise InputError(f"{_name(holder, label)} is already at work in {folder}: wait for it, or "
-                         f"give another output_dir")
+        return holder
 
     def release_and_close() -> None:
         give_up()
@@ -66,11 +91,12 @@ def take(folder: Path, label: str, reads: Iterable[str], writes: Iterable[str]) 
         file.truncate(0)
         file.write(json.dumps({
             "stage": label, **_here(), "reads": [*reads]}).encode())
+    return None
 
 
 def release(folder: Path, label: str) -> None:
     """Give the lock up, where this process has it."""
-    path = (folder / "provenance" / f"{label.replace(' ', '-')}.lock").absolute()
+    path = _path(folder, label)
     if path in _held:
         _held.pop(path)()
 

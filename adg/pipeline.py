@@ -29,7 +29,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from adg import distributed, models, summary
+from adg import distributed, lock, models, summary
 from adg.checks import (
     check_bins,
     check_budget,
@@ -45,7 +45,15 @@ from adg.errors import InputError
 from adg.paths import ROOT, looked_in
 from adg.provenance import StageRun
 from adg.records import Pool
-from adg.stages import STAGES, label_of, model_key, model_of, needed_stages
+from adg.stages import (
+    OUTSIDE,
+    STAGES,
+    inputs_of,
+    label_of,
+    model_key,
+    model_of,
+    needed_stages,
+)
 
 _RANKS_WITHOUT_GPU = 2
 _OPTIONS = ("--seeds", "--quiet", "--overwrite", "--dry-run", "--print-config", "--help", "-h")
@@ -137,6 +145,9 @@ def run(stages: list[str], arguments: list[str], command: Command, *, quiet: boo
         if name == "sample" and "embed" in stages:
             check_layers(config)
         own = ranks_for(name, config, ranks)
+        if not ran and not command.dry_run:
+            environment[lock.PIPELINE] = str(lock.take_for_pipeline(folder, inner_inputs(stages,
+                                                                                         config)))
         if not quiet:
             print(f"\n[{name}] starts" + (f" on {own} ranks" if STAGES[name].parallel else ""),
                   flush=True)
@@ -151,6 +162,12 @@ def run(stages: list[str], arguments: list[str], command: Command, *, quiet: boo
     say("\n".join(summary.summarise(folder, config)))
     print(f"\n{', '.join(ran)} done in {time.monotonic() - began:.0f} s")
     return folder
+
+
+def inner_inputs(stages: list[str], config: Config) -> list[str]:
+    """What the stages read in the run folder."""
+    names = (name for stage in stages for own in inputs_of(stage, config) for name in own)
+    return [name for name in dict.fromkeys(names) if name not in OUTSIDE]
 
 
 def split_stages(arguments: list[str]) -> tuple[list[str], list[str]]:

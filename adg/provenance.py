@@ -48,7 +48,9 @@ class StageRun:
         self.label = label_of(name, config)
         self.outputs = outputs_of(name, config)
         self.notes: list[str] = []  # what a person should know, and no error
-        self.extends = False  # whether output of a smaller run is being added to
+        self.extends = False  # whether output of an earlier run is being added to
+        self.follows = False  # whether that is of a pool that has not only grown since
+        self.records_done = 0  # by all ranks of this run
         self.parts: list[StageRun] = []  # stages some of whose output this one makes
         self.started = time.monotonic()
         self.record_path = self.folder / "provenance" / f"{self.label.replace(' ', '-')}.json"
@@ -119,17 +121,17 @@ class StageRun:
             return self._made_elsewhere(present)
         changes = self._changes(record)
         self.extends = not changes and record.get("extends", False)
-        if changes and present and self._only_grew(record):
-            self.notes.append(f"what is there is kept and added to, because {'; '.join(changes)}")
-            self.extends = True
+        unfinished = any((self.folder / own).is_dir() for own in self._work())
+        if changes and (present or unfinished) and self._goes_on(record):
+            self.extends, self.follows = True, self._not_grown(record) != []
+            self.notes.append(f"what is there {'of unchanged records ' * self.follows}is kept and "
+                              f"added to, because {'; '.join(changes)}")
             return False
         if not changes:
             if record["state"] != "finished" or not self._whole(record, present):
                 return False
             self._check_sources(record)
             return True
-        unfinished = (self.stage.work
-                      and (self.folder / fill_in(self.stage.work, self.config)).is_dir())
         if self.stage.dear and (present or unfinished):
             raise InputError(
                 f"{self.label}: {'; '.join(changes)}. What {self.folder} holds was made with the "
@@ -139,13 +141,20 @@ class StageRun:
         self.notes.append(f"stale, because {'; '.join(changes)}")
         return False
 
-    def _only_grew(self, record: dict) -> bool:
-        """Whether all that changed since a record is that things grew that may (stage.grows)."""
-        names = [name for name, known in record["inputs"].items()
-                 if _sha(known) != _sha(self._now(name, record))]
+    def _work(self) -> list[str]:
+        return [fill_in(folder, self.config) for folder in self.stage.work]
+
+    def _goes_on(self, record: dict) -> bool:
+        """Whether all that changed since a record is that things grew that may (stage.grows), and
+        inputs that this stage follows whatever becomes of them."""
         return (not self._other_parameters(record)
-                and all(name in self.stage.grows and self._has_grown(name, record["inputs"][name])
-                        for name in names))
+                and set(self._not_grown(record)) <= set(self.stage.follows))
+
+    def _not_grown(self, record: dict) -> list[str]:
+        """The inputs that changed since a record otherwise than by growing where they may."""
+        return [name for name, known in record["inputs"].items()
+                if _sha(known) != _sha(self._now(name, record))
+                and not (name in self.stage.grows and self._has_grown(name, known))]
 
     def _other_parameters(self, record: dict) -> list[str]:
         """Which parameters differ from a record's, but for those that grew and may."""
@@ -268,15 +277,17 @@ class StageRun:
 
     # Start and finish
 
-    def start(self) -> None:
+    def start(self, follow: Callable[[], None] = lambda: None) -> None:
         """Record what is about to be made, before the first file of it is written.
 
         To be called when all has been checked: on --overwrite it removes what was there. The
-        other ranks wait until rank 0 has done so. InputError where another run is at work.
+        other ranks wait until rank 0 has done so. `follow` is called before that where an input
+        that the stage follows has changed: it puts in place what is there of unchanged records.
+        InputError where another run is at work.
         """
         if self.overwrite:
             distributed.barrier("overwrite")  # no rank sees the removal
-        record = distributed.agreed("start", self._record_start)
+        record = distributed.agreed("start", lambda: self._record_start(follow))
         self.extends = record["extends"]
         if distributed.rank() > 0 and (changes := _settled(lambda: self._changes(record))):
             raise InputError(f"{self.label}: {'; '.join(changes)}: the former is rank 0's, and all "
@@ -288,7 +299,7 @@ class StageRun:
         rank = f" (rank {distributed.rank()})" if distributed.world_size() > 1 else ""
         watchdog.start(f"{self.label}{rank}", self.config.stall_timeout)
 
-    def _record_start(self) -> dict:
+    def _record_start(self, follow: Callable[[], None]) -> dict:
         """Take the lock and record the start, as one rank does for all; the record."""
         required, optional = inputs_of(self.name, self.config)
         lock.take(self.folder, self.label, reads=required + optional,
@@ -301,10 +312,12 @@ class StageRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.record()
         changed = record is not None and self._changes(record)
-        grew = changed and self._only_grew(record)
-        self.extends = bool(grew or record and not changed and record.get("extends"))
-        if record is None or changed and not grew:
+        goes_on = changed and self._goes_on(record)
+        self.extends = bool(goes_on or record and not changed and record.get("extends"))
+        if record is None or changed and not goes_on:
             shutil.rmtree(self.counts_path, ignore_errors=True)
+        if goes_on and self._not_grown(record):
+            follow()
         unfinished = record is not None and record["state"] == "started" and not changed
         self._write_start(self.inputs(), self._grew_from(record) if self.extends else {},
                           record.get("began") if unfinished else None)
@@ -353,21 +366,23 @@ class StageRun:
                                if name not in maker.outputs}, {})
 
     def _delete_outputs(self) -> None:
-        names = [*self.outputs, fill_in(self.stage.work, self.config)]
-        for path in [*(self.folder / name for name in names if name), self.counts_path,
+        names = [*self.outputs, *self._work()]
+        for path in [*(self.folder / name for name in names), self.counts_path,
                      self.record_path]:  # last: without it what is left counts as made elsewhere
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
 
-    def done_by_all(self, missing: Callable[[], list[int]]) -> bool:
-        """Wait until every rank has done its chunks; whether this rank is the one to finish.
+    def done_by_all(self, missing: Callable[[], list[int]], *, records: int) -> bool:
+        """Wait until every rank has done its chunks, `records` of them all told; whether this rank
+        is the one to finish.
 
-        Rank 0 is. InputError where it does not see all that the others wrote.
+        Rank 0 is; `records_done` is what all have done. InputError where it does not see all that
+        the others wrote.
         """
         watchdog.stop()  # a rank that waits is not stalled: one that hangs ends by its own watch
-        distributed.barrier("chunks")
+        self.records_done = sum(distributed.barrier("chunks", records))
         if distributed.rank() > 0:
             return False
         if left := _settled(missing):

@@ -30,8 +30,9 @@ class Stage:
     parallel: bool = False  # one process per GPU, under torchrun
     dear: bool = False  # costs hours: a changed parameter stops it, where others are redone
     grows: tuple[str, ...] = ()  # keys and inputs that may grow: what is there is kept and added to
+    follows: tuple[str, ...] = ()  # inputs that may change at will: unchanged records keep theirs
     instance: str = ""  # the name that several outputs of this stage in one run folder differ by
-    work: str = ""  # a folder beside the outputs: unfinished work, or what only an option writes
+    work: tuple[str, ...] = ()  # folders beside the outputs: unfinished work, what an option writes
 
 
 OUTSIDE = ("pool.path", "model", "train.subset", "train.model", "train.deepspeed",
@@ -51,20 +52,22 @@ STAGES = {
     ),
     "sample": Stage(
         "generation.sample_answers", parallel=True, dear=True,
-        grows=("generation.num_answers", "pool.jsonl"),
+        grows=("generation.num_answers", "pool.jsonl"), follows=("pool.jsonl",),
         keys=("seed", "chunk_size", "model.dtype", "model.trust_remote_code", "generation"),
-        inputs=("pool.jsonl", "model"), outputs=("answers/",), work="check_answers/",
+        inputs=("pool.jsonl", "model"), outputs=("answers/",),
+        work=("check_answers/", "earlier/answers/", "earlier/keys/"),
     ),
     "embed": Stage(
         "embedding.embed", parallel=True, dear=True,
-        grows=("generation.num_answers", "pool.jsonl", "answers/"),
+        grows=("generation.num_answers", "pool.jsonl", "answers/"), follows=("pool.jsonl",),
         keys=("chunk_size", "model.dtype", "model.trust_remote_code", "embedding",
               *(f"generation.{key}" for key in (
                   "prompt", "prompt_file", "system_prompt", "max_prompt_tokens", "long_prompts",
                   "max_model_len", "max_new_tokens", "num_answers"))),
         inputs=("pool.jsonl", "answers/", "model"),
         outputs=("instruction_embeddings/", "answer_grams/", "window_grams/{window}/"),
-        work="answer_embeddings/",
+        work=("answer_embeddings/", *(f"earlier/{name}/" for name in (
+            "instruction_embeddings", "answer_grams", "window_grams", "answer_embeddings"))),
     ),
     "cluster": Stage(
         "embedding.cluster", keys=("seed", "clustering"),
@@ -73,7 +76,8 @@ STAGES = {
     "measure": Stage(  # of a selection's method, which adds keys and inputs (adg.method_facts)
         "baselines.measure", parallel=True, dear=True, grows=("pool.jsonl",),
         keys=("chunk_size", "selection.method"), instance="{measure}",
-        inputs=("pool.jsonl",), outputs=("measures/{measure}/",), work="measure_parts/{measure}/",
+        inputs=("pool.jsonl",), outputs=("measures/{measure}/",),
+        work=("measure_parts/{measure}/",),
     ),
     "select": Stage(  # as measure
         "adg.score_and_select", keys=EVERY, instance="{selection}",
@@ -85,14 +89,14 @@ STAGES = {
               "generation.prompt_file", "generation.system_prompt"),
         inputs=("subsets/{selection}/{subset}.json", "train.model", "train.deepspeed"),
         outputs=("models/{train}/",),
-        work="train/{train}/",
+        work=("train/{train}/",),
     ),
     "evaluate": Stage(
         "eval.run_benchmarks", parallel=True, dear=True, instance="{eval}",
         keys=("model.dtype", "model.trust_remote_code", "eval.backend", "eval.limit",
               "eval.max_new_tokens"),
         inputs=("models/{eval}/",), optional_inputs=("eval.data_dir",),
-        outputs=("eval/{eval}/{benchmark}.json", "eval/{eval}/scores.json"), work="eval/{eval}/",
+        outputs=("eval/{eval}/{benchmark}.json", "eval/{eval}/scores.json"), work=("eval/{eval}/",),
     ),
     "tables": Stage(
         "eval.tables", keys=(), inputs=("eval/*/scores.json",), outputs=("tables.md",),

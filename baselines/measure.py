@@ -75,13 +75,13 @@ def main() -> None:
         plan(run, len(pool), chunks, list(range(len(chunks))) if command.overwrite else missing())
         return
     run.start()
-    to_do = distributed.agreed("chunks to do", missing)
-    mine = distributed.my_share(to_do)
+    mine = distributed.my_share(distributed.agreed("chunks to do", missing))
+    to_do = sum(len(chunks[i]) - rows_there(folder, i) for i in mine)
     if mine:
         measure(run, pool, {i: chunks[i] for i in mine})
-    if run.done_by_all(missing):
+    if run.done_by_all(missing, records=to_do):
         counts = found_at(FINISHERS[method])(folder, config) if method in FINISHERS else {}
-        run.finish(records=sum(len(chunks[i]) for i in to_do), **counts)
+        run.finish(records=run.records_done, **counts)
     distributed.barrier("finished")
 
 
@@ -90,16 +90,17 @@ def measure(run: provenance.StageRun, pool: Pool, chunks: dict[int, range]) -> N
     config, loads = run.config, loaders(run.config.selection.method)
     folder = measures.folder_of(run.folder, config)
     parts = [run.folder / "measure_parts" / config.selection.measure / part for part in loads]
-    with distributed.progress("measure", len(loads) * sum(map(len, chunks.values()))) as progress:
-        for load, own in zip(loads.values(), parts if len(parts) > 1 else [folder], strict=True):
-            lacking = [i for i in chunks if rows_there(own, i) < len(chunks[i])]
-            progress.update(sum(len(chunks[i]) for i in chunks if i not in lacking))
-            measurer = load(config) if lacking else None
-            for i in lacking:
+    places = parts if len(parts) > 1 else [folder]
+    lacking = {own: {i: number for i in chunks if (number := len(chunks[i]) - rows_there(own, i))}
+               for own in places}
+    with distributed.progress("measure", sum(map(sum, map(dict.values, lacking.values())))) as bar:
+        for load, own in zip(loads.values(), places, strict=True):
+            measurer = load(config) if lacking[own] else None
+            for i, number in lacking[own].items():
                 complete(own, i, pool.rows(chunks[i]), measurer)
                 watchdog.beat()
-                progress.update(len(chunks[i]))
-            if lacking and len(parts) > 1:
+                bar.update(number)
+            if measurer and len(parts) > 1:
                 measurer.close()
     for i in chunks if len(parts) > 1 else ():
         join(folder, i, parts)
@@ -136,7 +137,9 @@ def plan(run: provenance.StageRun, num_records: int, chunks: list[range],
     """Say what there is to do."""
     config = run.config
     outside = [name for name in inputs_of("measure", config)[0] if name.startswith("measure.")]
-    records = sum(len(chunks[i]) for i in missing)
+    folder = measures.folder_of(run.folder, config)
+    records = sum(len(chunks[i]) - (0 if run.overwrite else rows_there(folder, i))
+                  for i in missing)
     loads = loaders(config.selection.method)
     row, vectors = _ROW * (1 + (len(loads) if len(loads) > 1 else 0)), {}
     if config.selection.method in _WITH_VECTORS:

@@ -13,7 +13,7 @@ Writes  instruction_embeddings/*.npy      float32 [n, H], unit rows
         window_grams/NAME/*.npy           the same for each of embedding.windows
 
 Rows that are there already, of a smaller run or from the sample stage (embedding.source=sampling),
-are kept.
+are kept, also those that earlier/ has of records whose place in the pool has changed (adg.earlier).
 
     python -m embedding.embed configs/demo.yaml
     torchrun --nproc_per_node=2 -m embedding.embed configs/demo.yaml
@@ -21,12 +21,22 @@ are kept.
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from adg import answer_vectors, arrays, artifacts, distributed, models, planning, provenance
+from adg import (
+    answer_vectors,
+    arrays,
+    artifacts,
+    distributed,
+    earlier,
+    models,
+    planning,
+    provenance,
+)
 from adg.command import parse_command
 from adg.config import Config
 from adg.records import Answer, Answers, Pool
@@ -58,27 +68,29 @@ def main() -> None:
              else missing())
         return
     run.start()
-    to_do = distributed.agreed("chunks to do", missing)
-    mine = distributed.my_share(to_do)
+    mine = distributed.my_share(distributed.agreed("chunks to do", missing))
+    embedded = 0
     if mine:
+        before = earlier.Earlier(run.folder)
         encoder = backbone.load_encoder(folder, config)
-        embedder = backbone.load_embedder(folder, config)
-        if distributed.rank() == 0:
-            check.check_sampled(run.folder, pool, encoder, embedder, config)
+        load_embedder = cache(lambda: backbone.load_embedder(folder, config))
+        if distributed.rank() == 0 and config.embedding.source == "sampling":
+            check.check_sampled(run.folder, pool, encoder, load_embedder(), config)
         with distributed.progress("embed", sum(len(chunks[i]) for i in mine)) as progress:
-            for work in one_ahead(
-                    lambda i: prepare(run, i, chunks[i], pool, answers, encoder), mine):
-                complete(run, work, embedder)
+            for work in one_ahead(lambda i: prepare(run, i, chunks[i], pool, answers, encoder,
+                                                    before), mine):
+                embedded += complete(run, work, load_embedder)
                 progress.update(len(chunks[work.index]))
-    if run.done_by_all(missing):
-        run.finish(records=sum(len(chunks[i]) for i in to_do), **check.found(run.folder, config),
+    if run.done_by_all(missing, records=embedded):
+        earlier.prune(run.folder, pool)
+        run.finish(records=run.records_done, **check.found(run.folder, config),
                    vector_sources=answer_vectors.sources(run.folder))
     distributed.barrier("finished")
 
 
 def instructions_path(folder: Path, index: int) -> Path:
     """The file of a chunk's instruction vectors."""
-    return folder / "instruction_embeddings" / artifacts.chunk_name(index, "npy")
+    return folder / earlier.INSTRUCTIONS / artifacts.chunk_name(index, "npy")
 
 
 def rows_there(folder: Path, index: int, config: Config) -> tuple[int, int]:
@@ -98,18 +110,17 @@ def read_answers(answers: Answers, rows: range, config: Config) -> list[list[Ans
 def plan(run: provenance.StageRun, pool: Pool, answers: Answers, folder: Path,
          chunks: list[range], missing: list[int]) -> None:
     """Say what there is to do with the model in `folder`."""
-    encoder = backbone.load_encoder(folder, run.config)
-    width = backbone.describe(folder, run.config).hidden_size
-    config = run.config
-    tokens = cut = texts = 0
+    config, before = run.config, earlier.Earlier(run.folder)
+    encoder = backbone.load_encoder(folder, config)
+    width = backbone.describe(folder, config).hidden_size
+    tokens = texts = num_records = cut = 0
     for i in missing:
-        instructions, vectors = (0, 0) if run.overwrite else rows_there(run.folder, i, config)
-        for found in (encoder.instructions(pool.rows(chunks[i][instructions:])),
-                      encoder.answers(pool.rows(chunks[i][vectors:]),
-                                      read_answers(answers, chunks[i][vectors:], config))):
-            texts += sum(len(row.texts) for row in found[0])
-            tokens, cut = tokens + sum(map(length, found[0])), cut + found[1]
-    num_records = sum(len(chunks[i]) for i in missing)
+        work = prepare(run, i, chunks[i], pool, answers, encoder, before)
+        rows = work.of_instructions + work.of_answers
+        texts += sum(len(row.texts) for row in rows)
+        tokens += sum(map(length, rows))
+        num_records += work.num_records
+        cut += work.counts["cut_instructions"] + work.counts["cut_answers"]
     planning.show(run, {
         "records": f"{num_records:,} of {len(pool):,} to do",
         "texts": f"{texts:,}, {tokens:,} tokens with each prompt counted once; {cut:,} cut",
@@ -117,14 +128,28 @@ def plan(run: provenance.StageRun, pool: Pool, answers: Answers, folder: Path,
         disk=4 * num_records * width + answer_vectors.num_bytes(num_records, width, config))
 
 
+class There(NamedTuple):
+    """What there is of one kind of a chunk's vectors."""
+
+    rows: int  # in the chunk's file, from its first record on
+    kept: dict[int, Any]  # in earlier/, by the number of a record after those
+
+    def lacking(self, num_records: int) -> list[int]:
+        """The numbers of the chunk's records that are to be embedded."""
+        return [number for number in range(self.rows, num_records)
+                if number - self.rows not in self.kept]
+
+
 class Work(NamedTuple):
-    """What a chunk lacks: the rows to embed, and after which of its records they go."""
+    """What a chunk lacks: the rows to embed, and between what they go."""
 
     index: int
-    after: tuple[int, int]  # records that have their (instruction's vector, answers' vectors)
+    instructions: There
+    answers: There
     of_instructions: list[Row]
     of_answers: list[Row]
     empty: np.ndarray  # bool [n, K]: which answers have no token
+    num_records: int  # that lack either
     counts: dict[str, int]
 
 
@@ -141,35 +166,60 @@ def one_ahead(prepare: Callable[[int], Work], chunks: Iterable[int]) -> Iterator
 
 
 def prepare(run: provenance.StageRun, index: int, rows: range, pool: Pool, answers: Answers,
-            encoder: Encoder) -> Work:
-    """Read and tokenise what a chunk of pool `rows` lacks."""
-    config = run.config
-    instructions, vectors = rows_there(run.folder, index, config)
+            encoder: Encoder, before: earlier.Earlier) -> Work:
+    """Read and tokenise a chunk of pool `rows`, and see what of it is to be embedded."""
+    config, records = run.config, pool.rows(rows)
+    own = read_answers(answers, rows, config)
+    instructions, vectors = look(run, index, records, answers.rows(rows), before)
+    of_instructions, cut_instructions = encoder.instructions(records)
+    of_answers, cut_answers = encoder.answers(records, own)
+    counts = {"cut_instructions": cut_instructions, "cut_answers": cut_answers}
+    lacking = [there.lacking(len(rows)) for there in (instructions, vectors)]
+    if config.embedding.source == "sampling" and lacking[1]:
+        counts |= {answer_vectors.BY_FORWARD: len(lacking[1]),
+                   answer_vectors.KEPT: len(rows) - len(lacking[1])}
+    each = len(of_answers) // len(rows)  # rows of a record's answers
+    return Work(
+        index, instructions, vectors, [of_instructions[number] for number in lacking[0]],
+        [row for number in lacking[1] for row in of_answers[number * each: (number + 1) * each]],
+        np.array([[answer.is_empty() for answer in own[number]] for number in lacking[1]], bool),
+        len({number for numbers in lacking for number in numbers}), counts)
+
+
+def look(run: provenance.StageRun, index: int, records: list[dict], answers: list[dict],
+         before: earlier.Earlier) -> tuple[There, There]:
+    """What there is of a chunk's (instructions' vectors, answers' vectors)."""
+    if run.overwrite:
+        return There(0, {}), There(0, {})
+    instructions, vectors = rows_there(run.folder, index, run.config)
     if not vectors:
         instructions = 0  # so that a chunk whose writing was cut short comes out to the last bit
-    own = read_answers(answers, rows[vectors:], config)
-    of_instructions, cut_instructions = encoder.instructions(pool.rows(rows[instructions:]))
-    of_answers, cut_answers = encoder.answers(pool.rows(rows[vectors:]), own)
-    counts = {"cut_instructions": cut_instructions, "cut_answers": cut_answers}
-    if config.embedding.source == "sampling" and own:
-        counts |= {answer_vectors.BY_FORWARD: len(own), answer_vectors.KEPT: vectors}
-    empty = np.array([[answer.is_empty() for answer in answers] for answers in own])
-    return Work(index, (instructions, vectors), of_instructions, of_answers, empty, counts)
+    found = ((number, before.instruction(record))
+             for number, record in enumerate(records[instructions:]))
+    of_answers = ((number, before.vectors(row, run.config))
+                  for number, row in enumerate(answers[vectors:]))
+    return (There(instructions, {number: own for number, own in found if own is not None}),
+            There(vectors, {number: own for number, own in of_answers if own is not None}))
 
 
-def complete(run: provenance.StageRun, work: Work, embedder: Embedder) -> None:
-    """Embed what a chunk lacks, and write it after what is there."""
-    found = embedder.embed(work.of_instructions + work.of_answers)              # [texts, W, H]
+def complete(run: provenance.StageRun, work: Work, load_embedder: Callable[[], Embedder]) -> int:
+    """Embed what a chunk lacks, and write it with what there is; for how many records."""
+    rows = work.of_instructions + work.of_answers
+    found = (load_embedder().embed(rows) if rows                                # [texts, W, H]
+             else np.empty((0, 1 + len(run.config.embedding.windows), 1), np.float32))
     run.count(work.index, work.counts)
-    instructions, vectors = work.after
     number = len(work.of_instructions)
-    if number:
-        arrays.write_array(instructions_path(run.folder, work.index), found[:number, 0],
-                           after=instructions)
-    if len(work.empty):
-        by_record = found[number:].reshape(*work.empty.shape, *found.shape[1:])
-        answer_vectors.write(run.folder, work.index, by_record, work.empty, run.config,
-                             after=vectors)
+    if number or work.instructions.kept:
+        arrays.write_array(instructions_path(run.folder, work.index),
+                           answer_vectors.among(found[:number, 0], work.instructions.kept),
+                           after=work.instructions.rows)
+    if len(work.empty) or work.answers.kept:
+        shape = (len(work.empty), run.config.generation.num_answers)
+        answer_vectors.write(run.folder, work.index,
+                             found[number:].reshape(*shape, *found.shape[1:]),
+                             work.empty.reshape(shape), run.config, after=work.answers.rows,
+                             kept=work.answers.kept)
+    return work.num_records
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Reads   pool.jsonl            N records
 Writes  answers/*.jsonl       N records with generated_answers, finish_reasons and num_tokens [K]
                               (token_ids [K] too with generation.keep_token_ids), a file per
                               chunk_size records; what is there is not drawn again
+        earlier/              where the pool has changed: the answers and vectors that are looked at
+                              for unchanged records (adg.earlier)
         answer_grams/*.npy    with embedding.source=sampling: the answers' vectors, as the embed
                               stage writes them (window_grams/, answer_embeddings/ likewise)
         check_answers/*.jsonl         and of the first embedding.check_answers answers the token
@@ -16,14 +18,23 @@ Writes  answers/*.jsonl       N records with generated_answers, finish_reasons a
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adg import answer_vectors, artifacts, distributed, models, planning, provenance, watchdog
+from adg import (
+    answer_vectors,
+    artifacts,
+    distributed,
+    earlier,
+    models,
+    planning,
+    provenance,
+    watchdog,
+)
 from adg.checks import check_bins, check_budget
 from adg.command import parse_command
 from adg.config import Config
@@ -63,64 +74,78 @@ def main() -> None:
         return [i for i, path in enumerate(paths) if not path.exists() or run.extends
                 and not is_whole(path, len(chunks[i]), config.generation.num_answers)]
 
+    def unfit() -> list[int]:
+        return earlier.unfit_chunks(run.folder, pool, run.chunk_size)
+
     if command.dry_run:
-        plan(run, pool, prompter, described.hidden_size, chunks,
-             list(range(len(chunks))) if command.overwrite else missing())
+        moved = unfit() if run.follows else []
+        before = earlier.Earlier(run.folder, moved)
+        if command.overwrite:
+            to_do, lacking = list(range(len(chunks))), pool
+        else:
+            to_do = sorted({*missing(), *moved} & set(range(len(chunks))))
+            lacking = (record for i in to_do for record in unanswered(
+                None if i in moved else paths[i], pool.rows(chunks[i]), before, config))
+        plan(run, len(pool), lacking, prompter, described.hidden_size, chunks, to_do)
         return
     unused = left_unused(folder, config.generation)
     if unused:
         distributed.say(f"[sample] note: the model's generation_config.json asks for {unused}, "
                         f"which is not done: the section generation decides")
-    run.start()
-    to_do = distributed.agreed("chunks to do", missing)
-    mine = distributed.my_share(to_do)
+    run.start(follow=lambda: earlier.set_aside(run.folder, unfit()))
+    mine = distributed.my_share(distributed.agreed("chunks to do", missing))
+    before = earlier.Earlier(run.folder)
+    to_do = sum(len(unanswered(paths[i], pool.rows(chunks[i]), before, config)) for i in mine)
     if mine:
-        drafts = (Draft(i, pool.rows(chunks[i]), paths[i], prompter, config,
+        drafts = (Draft(i, pool.rows(chunks[i]), paths[i], prompter, config, before,
                         first_row=chunks[i].start) for i in mine)
-        sampler = SAMPLERS[config.generation.sampler](folder, config)
-        with distributed.progress("sample", sum(len(chunks[i]) for i in mine)) as progress:
-            for draft in draw(drafts, sampler):
+        sampler = SAMPLERS[config.generation.sampler](folder, config) if to_do else None
+        with distributed.progress("sample", to_do) as progress:
+            for draft in draw(drafts, sampler, progress.update):
                 if config.embedding.source == "sampling":
-                    write_vectors(run.folder, draft, described.hidden_size, config)
+                    write_vectors(run.folder, draft, described.hidden_size, config, before)
                 run.count(draft.index, draft.notes)
                 artifacts.write_jsonl(draft.path, draft.rows)
-                progress.update(len(draft.rows))
-    if run.done_by_all(missing):
-        run.finish(records=sum(len(chunks[i]) for i in to_do),
+    if run.done_by_all(missing, records=to_do):
+        run.finish(records=run.records_done,
                    **({"generation_config_unused": unused} if unused else {}))
     distributed.barrier("finished")
 
 
-def write_vectors(folder: Path, draft: "Draft", width: int, config: Config) -> None:
+def write_vectors(folder: Path, draft: "Draft", width: int, config: Config,
+                  before: earlier.Earlier) -> None:
     """Write the vectors of a chunk's new records, after those that an earlier run left.
 
-    Where an earlier run's answers have been added to, and their vectors are not kept, the chunk's
+    Where an earlier run's answers have been added to, or their vectors are not kept, the chunk's
     are removed: the embed stage computes them all.
     """
-    num_answers, earlier = config.generation.num_answers, draft.num_earlier
-    after = earlier.count(num_answers)
-    if after == len(draft.rows):
+    num_answers, after = config.generation.num_answers, draft.num_there
+    if draft.num_earlier == [num_answers] * after:
         return
-    if earlier != [num_answers] * after + [0] * (len(earlier) - after) or (
-            answer_vectors.num_rows(folder, draft.index, config) < after):
+    kept = {number: before.vectors(row, config)
+            for number, row in enumerate(draft.rows[after:], after) if draft.num_earlier[number]}
+    if (draft.num_earlier[:after] != [num_answers] * after or None in kept.values()
+            or not all(draft.num_earlier[number] == num_answers for number in kept)
+            or answer_vectors.num_rows(folder, draft.index, config) < after):
         answer_vectors.remove(folder, draft.index, config)
         return
     shape = (num_answers, 1 + len(config.embedding.windows), width)
-    vectors = np.stack([draft.vectors.get(number, np.full(shape, np.nan, np.float32))
-                        for number in range(after, len(draft.rows))])              # [n, K, W, H]
-    checked = range(draft.first_row + after,
-                    min(draft.checked, draft.first_row + len(draft.rows)))
+    drawn = {number: draft.vectors.get(number, np.full(shape, np.nan, np.float32))
+             for number in range(after, len(draft.rows)) if number not in kept}
+    checked = [number for number in drawn if draft.first_row + number < draft.checked]
     if checked:
         artifacts.write_jsonl(
             folder / answer_vectors.CHECK_FOLDER / artifacts.chunk_name(draft.index, "jsonl"),
-            ({"row": row, "id": draft.rows[row - draft.first_row]["id"],
-              "token_ids": draft.token_ids[row - draft.first_row], "vectors": [
+            ({"row": draft.first_row + number, "id": draft.rows[number]["id"],
+              "token_ids": draft.token_ids[number], "vectors": [
                   None if np.isnan(own).any() else answer_vectors.unit(own).tolist()
-                  for own in vectors[row - checked.start]]}
-             for row in checked))
-    draft.notes[answer_vectors.BY_SAMPLING] = len(vectors)
-    empty = np.isnan(vectors).any(axis=(2, 3))
-    answer_vectors.write(folder, draft.index, vectors, empty, config, after=after)
+                  for own in drawn[number]]}
+             for number in checked))
+    draft.notes[answer_vectors.BY_SAMPLING] = len(drawn)
+    vectors = np.stack([*drawn.values()]) if drawn else np.empty((0, *shape), np.float32)
+    empty = np.isnan(vectors).any(axis=(2, 3))                                     # [n, K]
+    answer_vectors.write(folder, draft.index, vectors, empty, config, after=after,
+                         kept={number - after: own for number, own in kept.items()})
 
 
 def show_prompts(number: int, config: Config) -> None:
@@ -133,24 +158,23 @@ def show_prompts(number: int, config: Config) -> None:
         distributed.say(f"== {record['id']}: {len(ids)} tokens, {how}\n{tokenizer.decode(ids)}")
 
 
-def plan(run: provenance.StageRun, pool: Pool, prompter: Prompter, width: int,
-         chunks: list[range], missing: list[int]) -> None:
-    """Say what there is to do with a model of this hidden width."""
+def plan(run: provenance.StageRun, pool_size: int, lacking: Iterable[dict], prompter: Prompter,
+         width: int, chunks: list[range], missing: list[int]) -> None:
+    """Say what there is to do for the records that lack answers, with a model of this width."""
     settings = run.config.generation
     tokens, found = 0, Counter()
-    for i in missing:
-        for record in pool.rows(chunks[i]):
-            ids, how = prompter.fitted(record)
-            tokens += len(ids)
-            found[how] += 1
-    num_records = sum(len(chunks[i]) for i in missing)
+    for record in lacking:
+        ids, how = prompter.fitted(record)
+        tokens += len(ids)
+        found[how] += 1
+    num_records = found.total()
     num_answers = num_records * settings.num_answers
     at_most = num_answers * settings.max_new_tokens
-    stored = run.folder.joinpath("pool.jsonl").stat().st_size * num_records // len(pool)
+    stored = run.folder.joinpath("pool.jsonl").stat().st_size * num_records // pool_size
     if run.config.embedding.source == "sampling":
         stored += answer_vectors.num_bytes(num_records, width, run.config)
     planning.show(run, {
-        "records": f"{num_records:,} of {len(pool):,} to do",
+        "records": f"{num_records:,} of {pool_size:,} to do",
         "prompts": f"{tokens:,} tokens; {found['cut']:,} cut, {found['too_long']:,} rejected",
         "answers": f"{num_answers:,}, {at_most:,} tokens at most",
     }, records=num_records, disk=stored + at_most * _BYTES_PER_TOKEN, chunks=chunks,
@@ -174,6 +198,20 @@ def is_whole(path: Path, num_rows: int, num_answers: int) -> bool:
     return len(rows) == num_rows and len(rows.row(0)[0]["generated_answers"]) == num_answers
 
 
+def unanswered(path: Path | None, records: list[dict], before: earlier.Earlier,
+               config: Config) -> list[dict]:
+    """The records of a chunk that lack answers, in its file (None: there is none) and before."""
+    rows = rows_there(path)
+    rows += [before.row(record) for record in records[len(rows):]]
+    return [record for record, row in zip(records, rows, strict=True)
+            if len(row.get("generated_answers", ())) < config.generation.num_answers]
+
+
+def rows_there(path: Path | None) -> list[dict]:
+    """The rows of a chunk's file; none where there is no file."""
+    return [] if path is None or not path.exists() else list(artifacts.JsonlRows(path))
+
+
 class Draft:
     """A chunk of answers in the making: its rows, and the requests for what they lack.
 
@@ -183,20 +221,23 @@ class Draft:
     """
 
     def __init__(self, index: int, records: list[dict], path: Path, prompter: Prompter,
-                 config: Config, *, first_row: int = 0) -> None:
+                 config: Config, before: earlier.Earlier, *, first_row: int = 0) -> None:
         self.index, self.path, self.first_row = index, path, first_row
         self._drawn = _DRAWN + ("token_ids",) * config.generation.keep_token_ids
         self._stripped = config.generation.strip_answers
         self.rows = [_row(record, self._drawn) for record in records]
-        for row, earlier in zip(self.rows, artifacts.JsonlRows(path) if path.exists() else (),
-                                strict=False):
-            row |= {name: list(earlier[name]) for name in self._drawn}
+        there = rows_there(path)
+        self.num_there = len(there)
+        there += [before.row(record) for record in records[len(there):]]
+        for row, known in zip(self.rows, there, strict=True):
+            row |= {name: list(known[name]) for name in self._drawn if known}
         self.num_earlier = [len(row["generated_answers"]) for row in self.rows]
         self.vectors: dict[int, np.ndarray] = {}  # [K, W, H] by the number of the row
         self.checked = -(-config.embedding.check_answers // config.generation.num_answers)
         self.token_ids: dict[int, list[list[int]]] = defaultdict(list)  # of the first rows
         self.notes: dict[str, Any] = {"cut_prompts": [], "rejected_prompts": []}
         self.requests: dict[int, Request] = {}  # by the number of the row
+        self.num_unasked = 0  # rows that lacked answers and get empty ones
         for number, (row, record) in enumerate(zip(self.rows, records, strict=True)):
             self._ask(number, row, record, prompter, config)
 
@@ -207,6 +248,7 @@ class Draft:
         lacking = config.generation.num_answers - have
         if how == "too_long":
             self.notes["rejected_prompts"].append(record["id"])
+            self.num_unasked += lacking > 0
             self._add(number, [Answer("", _TOO_LONG, [])] * lacking)
             return
         if how == "cut":
@@ -241,10 +283,12 @@ def _row(record: dict, drawn: tuple[str, ...]) -> dict:
         name: [] for name in drawn}
 
 
-def draw(drafts: Iterator[Draft], sampler: Sampler) -> Iterator[Draft]:
-    """Each draft as soon as it is whole.
+def draw(drafts: Iterator[Draft], sampler: Sampler | None,
+         update: Callable[[int], Any] = lambda number: None) -> Iterator[Draft]:
+    """Each draft as soon as it is whole; `update` hears how many more records have been answered.
 
-    The next chunk's requests are handed over while the last ones of this are being answered.
+    Drafts that lack nothing need no sampler. The next chunk's requests are handed over while the
+    last ones of this are being answered.
     """
     places: dict[int, tuple[Draft, int]] = {}  # of each request that is being answered
     numbers = count()
@@ -252,16 +296,18 @@ def draw(drafts: Iterator[Draft], sampler: Sampler) -> Iterator[Draft]:
 
     def requests() -> Iterator[Request]:
         for draft in drafts:
+            update(draft.num_unasked)
             if not draft.requests:
                 empty.append(draft)
             for number, request in list(draft.requests.items()):
                 places[next(numbers)] = draft, number
                 yield request
 
-    for place, answers in sampler.stream(requests()):
+    for place, answers in sampler.stream(requests()) if sampler else requests():
         watchdog.beat()
         draft, number = places.pop(place)
         draft.put(number, answers)
+        update(1)
         if not draft.requests:
             yield draft
         while empty:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import RECORDS, ROOT, command, tree
 
-from adg import artifacts, score_and_select
+from adg import artifacts, lock, score_and_select
 from adg import pipeline as pipeline_module
 from adg.config import load_config
 from adg.errors import InputError
@@ -49,7 +49,7 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
     chunks = [f"{i:05d}" for i in range(3)]
     expected = {
         "config.yaml", "log.jsonl", "pool.jsonl", "rejected.jsonl", "contamination.jsonl",
-        "bins.npy", "tables.md",
+        "bins.npy", "tables.md", "provenance/pipeline-0.lock",
         *(f"answers/{chunk}.jsonl" for chunk in chunks),
         *(f"{name}/{chunk}.npy" for name in ("instruction_embeddings", "answer_grams")
           for chunk in chunks),
@@ -267,6 +267,27 @@ def test_quiet_is_a_line_per_stage_and_what_went_wrong(config_file):
 def test_a_quiet_stage_draws_no_bars(config_file):
     done = pipeline(config_file(), "prepare", "sample", "--quiet")
     assert done.returncode == 0 and done.stderr == ""
+
+
+def test_a_pipeline_holds_what_its_later_stages_read(config_file, tmp_path: Path, stage,
+                                                     monkeypatch):
+    held = []
+
+    def run_stage(name: str, arguments: list, config, ranks: int, environment: dict,
+                  **_: object) -> None:
+        if "--dry-run" in arguments:
+            assert lock.PIPELINE not in environment
+            return
+        own = Path(environment[lock.PIPELINE])
+        held.append((name, own.name, json.loads(own.read_text())["reads"]))
+        if name == "prepare":
+            stage(prepare_pool, *arguments)
+
+    monkeypatch.setattr(pipeline_module, "run_stage", run_stage)
+    stage(pipeline_module, config_file(), "prepare", "sample", "cluster", "--dry-run")
+    assert held == [] and not (tmp_path / "run").exists()
+    stage(pipeline_module, config_file(), "prepare", "sample")
+    assert held == [(name, "pipeline-0.lock", ["pool.jsonl"]) for name in ("prepare", "sample")]
 
 
 def test_seeds_of_a_draw_share_the_run_folder(config_file, tmp_path: Path, stage, monkeypatch):

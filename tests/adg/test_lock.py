@@ -24,13 +24,18 @@ _AT_WORK = """
 import fcntl
 import sys
 from pathlib import Path
+from adg import lock
 from adg.config import load_config
 from adg.provenance import StageRun
 def refuse(*arguments):
     raise OSError(38, "Function not implemented")
 if sys.argv[3:]:
     fcntl.lockf = refuse
-StageRun(sys.argv[1], load_config(Path(sys.argv[2]), [])).start()
+config = load_config(Path(sys.argv[2]), [])
+if sys.argv[1] == "pipeline":
+    lock.take_for_pipeline(Path(config.output_dir), ["pool.jsonl", "answers/"])
+else:
+    StageRun(sys.argv[1], config).start()
 print("at work", flush=True)
 sys.stdin.read()
 """
@@ -71,6 +76,24 @@ def test_what_a_running_stage_reads_is_not_written_anew(config_file, stage, tmp_
     assert (tmp_path / "run/pool.jsonl").read_bytes() == pool
     first.communicate("")
     stage(prepare_pool, config_file(), *arguments)
+
+
+def test_what_a_running_pipeline_reads_is_written_by_its_own_stages_alone(config_file, stage,
+                                                                         tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    stage(prepare_pool, config_file())
+    first, second = (at_work("pipeline", config_file()) for _ in range(2))
+    pool = (run / "pool.jsonl").read_bytes()
+    with pytest.raises(InputError, match=r"prepare would write pool.jsonl, which a pipeline "
+                                         rf"\(process {first.pid} on .* is reading"):
+        stage(prepare_pool, config_file(), "pool.limit=5")
+    assert (run / "pool.jsonl").read_bytes() == pool
+    second.communicate("")
+    monkeypatch.setenv(lock.PIPELINE, str(run / "provenance/pipeline-0.lock"))  # as its own stage
+    stage(prepare_pool, config_file(), "pool.limit=5")
+    monkeypatch.delenv(lock.PIPELINE)
+    first.communicate("")
+    stage(prepare_pool, config_file())
 
 
 def test_a_finished_stage_has_given_its_lock_up(config_file, stage):

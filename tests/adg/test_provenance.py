@@ -160,8 +160,7 @@ def test_a_changed_pool_is_not_mixed_with_old_answers(config_file, stage, pool_f
     stage(prepare_pool, config_file(), *small)
     with pytest.raises(InputError, match="pool.jsonl was"):
         begin("embed", load_config(config_file(), list(small)))
-    with pytest.raises(InputError, match="pool.jsonl was .* --overwrite"):
-        begin("sample", load_config(config_file(), list(small)))
+    assert begin("sample", load_config(config_file(), list(small))).follows
 
 
 def test_another_model_is_refused(config_file, pool_folder, tiny_model, tmp_path):
@@ -382,25 +381,25 @@ def test_a_rank_that_waits_is_not_watched_and_the_one_that_finishes_is(config_fi
                                                                        monkeypatch):
     run = started("sample", load_config(config_file(), []))
     watched = []
-    monkeypatch.setattr(distributed, "barrier", lambda name: watched.append(
-        not watchdog._watch.is_set()))
+    monkeypatch.setattr(distributed, "barrier", lambda name, value: (
+        watched.append(not watchdog._watch.is_set()), [value])[1])
     assert not watchdog._watch.is_set()
-    assert run.done_by_all(list)
+    assert run.done_by_all(list, records=0)
     assert watched == [False] and not watchdog._watch.is_set()
     monkeypatch.setenv("RANK", "1")
-    assert not run.done_by_all(list)
+    assert not run.done_by_all(list, records=0)
     assert watched == [False, False] and watchdog._watch.is_set()
 
 
 def test_what_rank_0_does_not_see_is_no_end(config_file, pool_folder, monkeypatch):
     run = started("sample", load_config(config_file(), []))
-    monkeypatch.setattr(distributed, "barrier", lambda name: None)
+    monkeypatch.setattr(distributed, "barrier", lambda name, value: [value])
     with pytest.raises(InputError, match="sample: 2 chunks are not in .*run, though every rank"):
-        run.done_by_all(lambda: [1, 3])
+        run.done_by_all(lambda: [1, 3], records=0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     looks = iter([[1, 3], [3], []])  # as a network file system shows what another node wrote
     monkeypatch.setattr(provenance.time, "sleep", lambda seconds: None)
-    assert run.done_by_all(lambda: next(looks))
+    assert run.done_by_all(lambda: next(looks), records=0)
     watchdog.stop()
 
 

@@ -88,10 +88,10 @@ def test_a_rank_that_lives_is_waited_for(waiting, monkeypatch):
         slept.append(seconds)
         store.add("alive/1", 1)
         if len(slept) == 50:
-            store.set("chunks/1", "here")
+            store.set("chunks/1", "7")
 
     monkeypatch.setattr(time, "sleep", lives)
-    distributed.barrier("chunks")
+    assert distributed.barrier("chunks", 5) == [5, 7]
     assert len(slept) == 50 and max(slept) == 1
 
 

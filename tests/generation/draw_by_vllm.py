@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from adg import models  # noqa: E402
 from adg.config import load_config  # noqa: E402
+from adg.earlier import Earlier  # noqa: E402
 from adg.prompts import Prompter  # noqa: E402
 from adg.records import Pool  # noqa: E402
 from generation.answers import Request  # noqa: E402
@@ -36,7 +37,8 @@ def main() -> None:
     prompter = Prompter(config.generation.prompt, models.load_tokenizer(
         folder, trust_remote_code=False), config.generation)
     records = list(Pool(Path(config.output_dir)))
-    requests = list(Draft(0, records, Path("none"), prompter, config).requests.values())
+    draft = Draft(0, records, Path("none"), prompter, config, Earlier(Path("none")))
+    requests = list(draft.requests.values())
     for name in sys.argv[3:]:
         found = draw(name, requests, folder, config)
         Path(sys.argv[2], f"{name}.json").write_text(json.dumps(found))

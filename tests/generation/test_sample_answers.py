@@ -12,6 +12,7 @@ from conftest import RECORDS, ROOT, command, tree
 
 from adg import artifacts
 from adg.config import Config, GenerationConfig, load_config
+from adg.earlier import Earlier
 from adg.errors import InputError
 from adg.models import load_tokenizer
 from adg.prompts import Prompter
@@ -72,7 +73,7 @@ def test_rows_follow_the_pool_and_carry_the_reasons(config_file, stage, prepared
 
 def drawn(records: list[dict], sampler, prompter: Prompter, config: Config) -> list[dict]:
     """The rows of these records, drawn as one chunk."""
-    draft = Draft(0, records, Path("none"), prompter, config)
+    draft = Draft(0, records, Path("none"), prompter, config, Earlier(Path("none")))
     return next(draw(iter([draft]), sampler)).rows
 
 
@@ -131,10 +132,9 @@ def test_what_is_no_growth_is_refused(config_file, stage, prepared, change):
     with pytest.raises(InputError, match=f"{change.split('=')[0]} was .*another output_dir"):
         stage(sample_answers, config_file(), change)
     records = [json.loads(line) for line in (prepared / "pool.jsonl").open()]
-    records[2]["output"] += "!"
-    artifacts.write_jsonl(prepared / "pool.jsonl", [*records, records[0] | {"id": "new"}])
+    artifacts.write_jsonl(prepared / "pool.jsonl", records[::-1])
     with pytest.raises(InputError, match="pool.jsonl was .*another output_dir"):
-        stage(sample_answers, config_file())
+        stage(sample_answers, config_file(), change)
     assert tree(prepared / "answers") == before
 
 
@@ -169,8 +169,8 @@ def test_the_next_chunk_is_handed_over_before_this_one_is_answered(config_file, 
                     yield number, [Answer("a", "stop", [1])] * request.num_answers
             yield 0, [Answer("a", "stop", [1])] * 3
 
-    drafts = (Draft(i, records[5 * i: 5 * i + 5], Path("none"), prompter, config)
-              for i in range(2))
+    drafts = (Draft(i, records[5 * i: 5 * i + 5], Path("none"), prompter, config,
+                    Earlier(Path("none"))) for i in range(2))
     for draft in draw(drafts, LateSampler()):
         whole.append((draft.index, len(taken)))
     assert whole == [(1, 10), (0, 10)]
