@@ -54,6 +54,15 @@ def test_chat_template_is_the_tokenizers_own(shown, tokenizer):
     tokenizer.chat_template = kept
 
 
+def test_a_chat_template_that_leaves_the_record_out_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", "<|user|>Hello!<|end|><|assistant|>")
+    with pytest.raises(InputError) as error:
+        Prompter("chat", tokenizer, GenerationConfig())
+    for part in ("generation.prompt or train.prompt is chat", tokenizer.name_or_path,
+                 "leaves the instruction out"):
+        assert part in str(error.value)
+
+
 def test_plain_is_the_record_alone(shown):
     assert shown(WITH, "plain") == "<|begin|>Add.\n1 and 2\n"
     assert shown(WITHOUT, "plain") == "<|begin|>Add.\n"
