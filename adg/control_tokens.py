@@ -7,6 +7,7 @@ the answer. A template's control tokens are obeyed; those that the tokenizer add
 import json
 import re
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -104,9 +105,19 @@ class ControlTokens:
 
 
 def pattern_of(strings: Iterable[str]) -> re.Pattern[str]:
-    """What finds any of some strings, the longest of those that begin at one place."""
-    longest_first = sorted(strings, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+    """What finds any of some strings, the longest of those that begin at one place.
+
+    What several begin with is looked for once: a tokenizer can have thousands of control tokens.
+    """
+    return re.compile(_any_of(set(strings)) or r"(?!)")
+
+
+def _any_of(strings: set[str]) -> str:
+    rests: dict[str, set[str]] = defaultdict(set)  # by first character
+    for string in strings - {""}:
+        rests[string[0]].add(string[1:])
+    branches = "|".join(re.escape(first) + _any_of(own) for first, own in sorted(rests.items()))
+    return f"(?:{branches})" + "?" * ("" in strings) if branches else ""
 
 
 def control_tokens_of(tokenizer: Any) -> list[Any]:

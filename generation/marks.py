@@ -24,14 +24,15 @@ class Marks:
         self._markers = tuple(dict.fromkeys(
             marker for prompt in (config.generation.prompt, config.train.prompt)
             for marker in MARKERS.get(prompt, ())))
-        self._patterns = list(zip(self.found.values(), map(pattern_of, (tokens, self._markers)),
-                                  strict=True))
+        self._looked_for = [
+            (ids, pattern_of(strings).search) for ids, strings in zip(
+                self.found.values(), (tokens, self._markers), strict=True) if strings]
 
     def look_at(self, record: dict) -> None:
         """Note a record's id where its instruction, input or output holds something."""
         text = f"{record['instruction']}\0{record['input']}\0{record['output']}"
-        for ids, pattern in self._patterns:
-            if pattern.search(text):
+        for ids, search in self._looked_for:
+            if search(text):
                 ids.append(record["id"])
 
     def told(self, listed_in: Path) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from conftest import RECORDS
 
 from adg.config import GenerationConfig
-from adg.control_tokens import ControlTokens, control_strings, control_tokens_of
+from adg.control_tokens import ControlTokens, control_strings, control_tokens_of, pattern_of
 from adg.errors import InputError
 from adg.models import load_tokenizer
 from adg.prompts import Prompter, fill
@@ -147,6 +147,13 @@ def test_control_tokens_in_other_texts_of_a_record_are_text(both):
         assert found["input_ids"][0] == tokenizer(texts[0], **options)["input_ids"]
     obeyed = ControlTokens(tokenizer, "obey").encode(texts)
     assert obeyed == tokenizer(texts) and sum(ids.count(stop) for ids in obeyed["input_ids"]) == 5
+
+
+@pytest.mark.parametrize(("strings", "found"), [
+    (["<|a|>", "<|a|><|b|>", "<|", "[X]"], ["<|a|><|b|>", "<|", "[X]"]),
+    ([f"<|{i}|>" for i in range(3000)], ["<|12|>"]), (["."], []), ([], [])])
+def test_a_pattern_finds_the_longest_of_its_strings(strings, found):
+    assert pattern_of(strings).findall("<|a|><|b|> <|12|> [X]") == found
 
 
 def test_a_models_control_tokens_without_its_weights(tmp_path, tiny_model):
