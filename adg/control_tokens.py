@@ -132,18 +132,38 @@ def control_tokens_of(tokenizer: Any) -> list[Any]:
 def control_strings(name_or_path: str, *, trust_remote_code: bool) -> set[str]:
     """The control tokens of a model's tokenizer, without its weights.
 
-    Of a folder with a tokenizer.json without transformers too, whose import takes seconds. Raises
-    InputError where there is no such tokenizer.
+    Of a tokenizer.json or a GGUF file without transformers too, whose import takes seconds. Raises
+    InputError where there is no such model or tokenizer.
     """
-    folder = Path(name_or_path).expanduser()
-    if (folder / "tokenizer.json").is_file():
-        try:
-            return set(_in_files(folder))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder}/tokenizer.json: cannot be read as a tokenizer ({error!r})"
-                             ) from None
-    tokenizer = models.load_tokenizer_alone(name_or_path, trust_remote_code=trust_remote_code)
+    if not Path(name_or_path).expanduser().exists():
+        name, _, revision = name_or_path.partition("@")
+        return _strings(models.load_tokenizer(name, trust_remote_code=trust_remote_code,
+                                              revision=revision or None))
+    source = models.source_of(name_or_path)
+    try:
+        if source.is_file():
+            return set(_in_gguf(source))
+        if (source / "tokenizer.json").is_file():
+            return set(_in_files(source))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{source}: its tokenizer cannot be read ({error!r})") from None
+    return _strings(models.load_tokenizer(source, trust_remote_code=trust_remote_code))
+
+
+def _strings(tokenizer: Any) -> set[str]:
     return {token.content for token in control_tokens_of(tokenizer)}
+
+
+def _in_gguf(path: Path) -> Iterator[str]:
+    """The control tokens of a GGUF file, and those that it names (bos_token_id and the like)."""
+    from gguf import GGUFReader, TokenType
+
+    fields = {name.removeprefix("tokenizer.ggml."): field
+              for name, field in GGUFReader(path).fields.items()}
+    kinds = fields["token_type"].contents() if "token_type" in fields else []
+    ids = {number for number, kind in enumerate(kinds) if kind == TokenType.CONTROL}
+    ids |= {field.contents() for name, field in fields.items() if name.endswith("_token_id")}
+    return (fields["tokens"].contents(number) for number in ids)
 
 
 def _in_files(folder: Path) -> Iterator[str]:

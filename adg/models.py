@@ -242,30 +242,14 @@ def num_weights(folder: Path, *, trust_remote_code: bool) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
-    """The model's tokenizer."""
-    return _tokenizer(folder, f"{folder}/", trust_remote_code=trust_remote_code)
-
-
-def load_tokenizer_alone(name_or_path: str, *, trust_remote_code: bool) -> Any:
-    """The tokenizer of `model.name_or_path`: nothing else is fetched or made."""
-    path = Path(name_or_path).expanduser()
-    name, _, revision = name_or_path.partition("@")
-    place, options = path, {}
-    if path.suffix == ".gguf":
-        place, options = path.parent, {"gguf_file": path.name}
-    elif path.name in _PICKLES:
-        place = path.parent
-    elif not path.is_dir():
-        place, options = name, {"revision": revision or None}
-    return _tokenizer(place, name_or_path, trust_remote_code=trust_remote_code, **options)
-
-
-def _tokenizer(place: Path | str, shown: str, **options: Any) -> Any:
+def load_tokenizer(folder: Path | str, *, trust_remote_code: bool,
+                   revision: str | None = None) -> Any:
+    """The model's tokenizer: of a folder, or of a hub's model, of which nothing else is fetched."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{shown} holds no tokenizer that loads: "
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code,
+                                             revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}/ holds no tokenizer that loads: "
                          f"{str(error).splitlines()[0]}") from None

@@ -156,9 +156,9 @@ def test_a_pattern_finds_the_longest_of_its_strings(strings, found):
     assert pattern_of(strings).findall("<|a|><|b|> <|12|> [X]") == found
 
 
-def test_a_models_control_tokens_without_its_weights(tmp_path, tiny_model):
+def test_a_models_control_tokens_without_its_weights(tmp_path, tiny_model, tiny_gguf):
     folder = tmp_path / "tokenizer"
-    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(tiny_model, folder)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {
         "sep_token": "<|sep|>", "pad_token": {"content": "<|pad|>", "__type": "AddedToken"},
@@ -167,12 +167,18 @@ def test_a_models_control_tokens_without_its_weights(tmp_path, tiny_model):
     tokenizer = load_tokenizer(folder, trust_remote_code=False)
     assert found == {token.content for token in control_tokens_of(tokenizer)}
     assert {"<|begin|>", "<|user|>", "<|sep|>", "<|pad|>"} <= found
-    python = tmp_path / "python"
-    made("python").save_pretrained(python)
-    shutil.copy(tiny_model / "config.json", python)
-    assert {OURS, ITS} <= control_strings(str(python), trust_remote_code=False)
+    assert control_strings(str(tiny_gguf), trust_remote_code=False) == {"<|begin|>", "<|end|>"}
+
+
+def test_a_tokenizer_that_is_not_there_is_named(tmp_path, tiny_model):
+    folder = tmp_path / "python"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*token*"))
+    made("python").save_pretrained(folder)
+    assert {OURS, ITS} <= control_strings(str(folder), trust_remote_code=False)
     (folder / "tokenizer.json").write_text("{}")
-    for name, message in ((folder, "tokenizer.json: cannot be read as a tokenizer"),
-                          (tmp_path / "none", "none holds no tokenizer that loads")):
+    (tmp_path / "a.gguf").write_text("none")
+    for name, message in ((folder, "python: its tokenizer cannot be read"),
+                          (tmp_path / "a.gguf", "a.gguf: its tokenizer cannot be read"),
+                          (tmp_path / "none", "none/ holds no tokenizer that loads")):
         with pytest.raises(InputError, match=message):
             control_strings(str(name), trust_remote_code=False)

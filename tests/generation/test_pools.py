@@ -481,7 +481,7 @@ def test_records_that_hold_parts_of_a_prompt_are_counted_and_listed(config_file,
     assert listed == {"control_tokens": ["both", "token"], "template_markers": []}
     assert "which are obeyed" in said and "markers" not in said
     said, log, listed = prepared("model.name_or_path=no/model", "generation.prompt=plain")
-    assert "control tokens in records were not looked for: no/model holds no tokenizer" in said
+    assert "control tokens in records were not looked for: no/model/ holds no tokenizer" in said
     assert (listed, log["records"]) == ({}, 404) and "model" not in log["inputs"]
 
 
