@@ -103,13 +103,18 @@ class Prompter:
         return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
 
     def _check_chat(self) -> None:
-        """InputError where the chat template does not show the model the record."""
+        """InputError where the chat template fails, or does not show the model the record."""
+        from jinja2 import TemplateError
+
         probe = secrets.token_hex(16)
-        if probe not in self._chat({"instruction": probe, "input": ""}, tokenize=False):
-            raise InputError(
-                f"generation.prompt or train.prompt is chat, but the chat template of "
-                f"{self._tokenizer.name_or_path} leaves the instruction out: all records would "
-                f"have the same prompt; correct the template, or use alpaca")
+        try:
+            if probe in self._chat({"instruction": probe, "input": ""}, tokenize=False):
+                return
+            problem = "leaves the instruction out: all records would have the same prompt"
+        except TemplateError as error:
+            problem = f"fails ({error})"
+        raise InputError(f"generation.prompt or train.prompt is chat, but the chat template of "
+                         f"{self._tokenizer.name_or_path} {problem}; correct it, or use alpaca")
 
     def fitted(self, record: dict) -> tuple[list[int], str]:
         """(ids, "whole", "cut" or "too_long") of the prompt that is sampled from.

@@ -5,6 +5,8 @@ Reads   pool.path             records of any schema in generation/schemas.py, in
 Writes  pool.jsonl            N usable records, each with an id
         rejected.jsonl        the others: the raw record, its place and the reason
         contamination.jsonl   with eval.data_dir: records that share words with a benchmark, where
+        provenance/prepare.counts/    ids of the records that hold control tokens of the backbone's
+                              tokenizer or markers of the prompt template, where there are any
 
     python -m generation.prepare_pool configs/demo.yaml
 """

@@ -54,12 +54,15 @@ def test_chat_template_is_the_tokenizers_own(shown, tokenizer):
     tokenizer.chat_template = kept
 
 
-def test_a_chat_template_that_leaves_the_record_out_is_refused(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizer, "chat_template", "<|user|>Hello!<|end|><|assistant|>")
+@pytest.mark.parametrize(("template", "problem"), [
+    ("<|user|>Hello!<|end|><|assistant|>", "leaves the instruction out"),
+    ("{{ raise_exception('no system role') }}", "fails (no system role)")])
+def test_a_chat_template_that_does_not_show_the_record_is_refused(tokenizer, monkeypatch, template,
+                                                                  problem):
+    monkeypatch.setattr(tokenizer, "chat_template", template)
     with pytest.raises(InputError) as error:
         Prompter("chat", tokenizer, GenerationConfig())
-    for part in ("generation.prompt or train.prompt is chat", tokenizer.name_or_path,
-                 "leaves the instruction out"):
+    for part in ("generation.prompt or train.prompt is chat", tokenizer.name_or_path, problem):
         assert part in str(error.value)
 
 
