@@ -40,12 +40,12 @@ class Marks:
         tokens, markers = map(len, self.found.values())
         parts = []
         if tokens:
-            parts.append(f"{tokens} records hold control tokens of the tokenizer, which are "
-                         + ("obeyed (generation.control_tokens)" if self._obeyed else "text there"))
+            what = "obeyed, generation.control_tokens" if self._obeyed else "as text"
+            parts.append(f"with control tokens of the tokenizer ({what}): {tokens}")
         if markers:
-            parts.append(f"{markers} records hold markers of the prompt template "
-                         f"({', '.join(self._markers)}), which stay as they are")
-        lines = [f"{'; '.join(parts)}: ids in {listed_in}/"] if parts else []
+            parts.append(f"with markers of the prompt template ({', '.join(self._markers)}; as "
+                         f"text): {markers}")
+        lines = [f"records {', '.join(parts)}; ids in {listed_in}/"] if parts else []
         if self._problem is not None:
             lines.append(f"control tokens in records were not looked for: {self._problem}")
         return lines

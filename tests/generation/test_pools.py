@@ -474,12 +474,12 @@ def test_records_that_hold_parts_of_a_prompt_are_counted_and_listed(config_file,
     said, log, listed = prepared()
     assert listed == {"control_tokens": ["both", "token"], "template_markers": ["mark", "both"]}
     assert (log["control_tokens"], log["template_markers"]) == (2, 2)
-    assert ("2 records hold control tokens of the tokenizer, which are text there; 2 records hold "
-            "markers of the prompt template (### Instruction:, ### Input:, ### Response:)") in said
-    assert f"ids in {tmp_path}/run/provenance/prepare.counts/" in said.replace("\n", " ")
+    assert ("[prepare] records with control tokens of the tokenizer (as text): 2, with markers of "
+            "the prompt template (### Instruction:, ### Input:, ### Response:; as text): 2; ids in "
+            f"{tmp_path}/run/provenance/prepare.counts/\n") in said
     said, _, listed = prepared("generation.prompt=chat", "generation.control_tokens=obey")
     assert listed == {"control_tokens": ["both", "token"], "template_markers": []}
-    assert "which are obeyed" in said and "markers" not in said
+    assert "(obeyed, generation.control_tokens): 2; ids" in said and "markers" not in said
     said, log, listed = prepared("model.name_or_path=no/model", "generation.prompt=plain")
     assert "control tokens in records were not looked for: no/model/ holds no tokenizer" in said
     assert (listed, log["records"]) == ({}, 404) and "model" not in log["inputs"]
