@@ -123,6 +123,9 @@ class GenerationConfig:
                                                "cut off its end; null: all")
     long_prompts: str = key("reject", "a prompt without room for max_new_tokens: reject (no "
                                        "answers) or cut_input (the end of its input is cut)")
+    control_tokens: str | None = key(None, "control tokens of the tokenizer that stand in a record "
+                                            "(<|im_end|>): null: they are text, in every stage; "
+                                            "obey: they are control tokens there too")
     num_answers: int = key(5, "answers per instruction (K)")
     temperature: float = key(1.4, "sampling temperature")
     top_k: int | None = key(50, "only the so many likeliest tokens are drawn from, before top_p; "
@@ -152,6 +155,8 @@ class GenerationConfig:
         one_of("generation.prompt", self.prompt, PROMPTS)
         positive_or_none("generation.max_prompt_tokens", self.max_prompt_tokens)
         one_of("generation.long_prompts", self.long_prompts, ("reject", "cut_input"))
+        require(self.control_tokens in (None, "obey"), "generation.control_tokens",
+                self.control_tokens, "null or obey")
         dtype_or_none("generation.dtype", self.dtype)
         require(self.num_answers >= 2, "generation.num_answers", self.num_answers, "2 or more")
         require(self.temperature > 0, "generation.temperature", self.temperature, "above 0")

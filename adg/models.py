@@ -242,12 +242,14 @@ def num_weights(folder: Path, *, trust_remote_code: bool) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
-    """The model's tokenizer."""
+def load_tokenizer(folder: Path | str, *, trust_remote_code: bool,
+                   revision: str | None = None) -> Any:
+    """The model's tokenizer: of a folder, or of a hub's model, of which nothing else is fetched."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code,
+                                             revision=revision)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}/ holds no tokenizer that loads: "
                          f"{str(error).splitlines()[0]}") from None

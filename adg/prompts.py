@@ -2,11 +2,12 @@
 
 import bisect
 import re
-from collections.abc import Callable
+import secrets
 from pathlib import Path
 from typing import Any
 
 from adg.config import GenerationConfig
+from adg.control_tokens import ControlTokens
 from adg.errors import InputError
 from adg.records import instruction_text
 
@@ -20,6 +21,8 @@ ALPACA = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:"
 )
+_MARKERS = tuple(re.findall(r"^### \w+:", ALPACA_WITH_INPUT, re.MULTILINE))
+MARKERS = {"alpaca": _MARKERS, "alpaca_no_input": _MARKERS}  # what tells a prompt's parts apart
 _PLACE = re.compile(r"\{(instruction|input|text)\}")
 _SEPARATOR = re.compile(r"^---\n", re.MULTILINE)
 
@@ -60,7 +63,8 @@ class Prompter:
     record's input dropped. plain: instruction and input, and a line's end. file: the template in
     generation.prompt_file. chat: the tokenizer's own chat template, the instruction as the user's
     message, generation.system_prompt before it. All but chat get the special tokens that the
-    tokenizer adds by itself.
+    tokenizer adds by itself. Control tokens are obeyed in a template, and text in a record
+    (`control_tokens` does that, and tokenises the record's other texts).
     """
 
     def __init__(self, template: str, tokenizer: Any, settings: GenerationConfig) -> None:
@@ -68,27 +72,49 @@ class Prompter:
             raise InputError("generation.prompt or train.prompt is chat, but the model's tokenizer "
                              "has no chat template: use alpaca")
         self._tokenizer, self._settings = tokenizer, settings
-        self.ids: Callable[[dict], list[int]] = (
-            self._chat_ids if template == "chat" else self._template_ids)
+        self.control_tokens = ControlTokens(tokenizer, settings.control_tokens)
         self._drops_input = template == "alpaca_no_input"
         self._templates = {
             "alpaca": lambda: (ALPACA_WITH_INPUT, ALPACA),
             "alpaca_no_input": lambda: (ALPACA, ALPACA),
             "plain": lambda: ("{text}\n", "{text}\n"),
             "file": lambda: read_template(Path(settings.prompt_file)),
-            "chat": lambda: None,
+            "chat": self._check_chat,
         }[template]()
 
-    def _template_ids(self, record: dict) -> list[int]:
-        template = self._templates[0 if record["input"] else 1]
-        return self._tokenizer(fill(template, record), verbose=False)["input_ids"]
+    def ids(self, record: dict) -> list[int]:
+        """The token ids of a record's prompt."""
+        if self.control_tokens.are_in(record["instruction"], record["input"]):
+            return self.control_tokens.ids_around(
+                record, self._text, add_special_tokens=self._templates is not None)
+        if self._templates is None:
+            return self._chat(record, return_dict=False)
+        return self._tokenizer(self._text(record), verbose=False)["input_ids"]
 
-    def _chat_ids(self, record: dict) -> list[int]:
+    def _text(self, record: dict) -> str:
+        if self._templates is None:
+            return self._chat(record, tokenize=False)
+        return fill(self._templates[0 if record["input"] else 1], record)
+
+    def _chat(self, record: dict, **options: bool) -> Any:
         messages = [{"role": "user", "content": instruction_text(record)}]
         if self._settings.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self._settings.system_prompt})
-        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True,
-                                                   return_dict=False)
+        return self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+
+    def _check_chat(self) -> None:
+        """InputError where the chat template fails, or does not show the model the record."""
+        from jinja2 import TemplateError
+
+        probe = secrets.token_hex(16)
+        try:
+            if probe in self._chat({"instruction": probe, "input": ""}, tokenize=False):
+                return
+            problem = "leaves the instruction out: all records would have the same prompt"
+        except TemplateError as error:
+            problem = f"fails ({error})"
+        raise InputError(f"generation.prompt or train.prompt is chat, but the chat template of "
+                         f"{self._tokenizer.name_or_path} {problem}; correct it, or use alpaca")
 
     def fitted(self, record: dict) -> tuple[list[int], str]:
         """(ids, "whole", "cut" or "too_long") of the prompt that is sampled from.

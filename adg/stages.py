@@ -63,7 +63,7 @@ STAGES = {
         keys=("chunk_size", "model.dtype", "model.trust_remote_code", "embedding",
               *(f"generation.{key}" for key in (
                   "prompt", "prompt_file", "system_prompt", "max_prompt_tokens", "long_prompts",
-                  "max_model_len", "max_new_tokens", "num_answers"))),
+                  "control_tokens", "max_model_len", "max_new_tokens", "num_answers"))),
         inputs=("pool.jsonl", "answers/", "model"),
         outputs=("instruction_embeddings/", "answer_grams/", "window_grams/{window}/"),
         work=("answer_embeddings/", *(f"earlier/{name}/" for name in (
@@ -75,7 +75,7 @@ STAGES = {
     ),
     "measure": Stage(  # of a selection's method, which adds keys and inputs (adg.method_facts)
         "baselines.measure", parallel=True, dear=True, grows=("pool.jsonl",),
-        keys=("chunk_size", "selection.method"), instance="{measure}",
+        keys=("chunk_size", "selection.method", "generation.control_tokens"), instance="{measure}",
         inputs=("pool.jsonl",), outputs=("measures/{measure}/",),
         work=("measure_parts/{measure}/",),
     ),
@@ -86,7 +86,7 @@ STAGES = {
     "finetune": Stage(
         "train.finetune", parallel=True, dear=True, instance="{train}",
         keys=("seed", "model.dtype", "model.trust_remote_code", "train",
-              "generation.prompt_file", "generation.system_prompt"),
+              "generation.prompt_file", "generation.system_prompt", "generation.control_tokens"),
         inputs=("subsets/{selection}/{subset}.json", "train.model", "train.deepspeed"),
         outputs=("models/{train}/",),
         work=("train/{train}/",),

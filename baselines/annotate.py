@@ -16,6 +16,7 @@ import numpy as np
 
 from adg import distributed, models
 from adg.config import Config
+from adg.control_tokens import ControlTokens
 from adg.errors import InputError
 from adg.records import instruction_text
 from adg.weights import max_positions
@@ -36,6 +37,7 @@ class Reader:
         folder = models.local_folder(getattr(settings, role), config.output_dir)
         self.tokenizer = models.load_tokenizer(
             folder, trust_remote_code=config.model.trust_remote_code)
+        self._control_tokens = ControlTokens(self.tokenizer, config.generation.control_tokens)
         limit = max_positions(models.describe(
             folder, trust_remote_code=config.model.trust_remote_code))
         if settings.max_length > limit:
@@ -73,8 +75,12 @@ class Reader:
         return ids
 
     def _ids(self, values: dict[str, str]) -> list[int]:
-        text = _PLACE.sub(lambda place: values[place[1]], self._prompt)
-        return self.tokenizer(text, verbose=False)["input_ids"]
+        if self._control_tokens.are_in(*values.values()):
+            return self._control_tokens.ids_around(values, self._text, add_special_tokens=True)
+        return self.tokenizer(self._text(values), verbose=False)["input_ids"]
+
+    def _text(self, values: dict[str, str]) -> str:
+        return _PLACE.sub(lambda place: values[place[1]], self._prompt)
 
     def close(self) -> None:
         """Say how many records were cut, and give the model's memory back."""

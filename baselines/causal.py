@@ -12,6 +12,7 @@ import numpy as np
 from adg import models, weights
 from adg.batching import budget
 from adg.config import Config
+from adg.control_tokens import ControlTokens
 from adg.errors import InputError
 from adg.stages import model_of
 from baselines.batches import Batcher
@@ -39,11 +40,15 @@ class Reading(NamedTuple):
 
 
 class CausalModel:
-    """A causal model with its tokenizer; `vectors`: readings have one."""
+    """A causal model with its tokenizer; `vectors`: readings have one.
+
+    `control_tokens` is generation.control_tokens: what those in a text are.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, *, tokens_per_batch: int,
-                 vectors: bool = False) -> None:
+                 vectors: bool = False, control_tokens: str | None = None) -> None:
         self.model, self.tokenizer, self._vectors = model, tokenizer, vectors
+        self.control_tokens = ControlTokens(tokenizer, control_tokens)
         self.batcher = Batcher(self._forward, tokens_per_batch)
         self._wanted: Any = None  # positions [P] of a flattened batch
         self._states: Any = None  # [S, T, H] of a batch
@@ -51,11 +56,11 @@ class CausalModel:
 
     def ids(self, texts: list[str], limits: Sequence[int] | None = None) -> list[list[int]]:
         """Token ids of each text with the tokenizer's special tokens, cut to its limit."""
-        found = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        found = self.control_tokens.encode(texts)["input_ids"] if texts else []
         for i, limit in enumerate(limits or ()):
             if len(found[i]) > limit:
-                found[i] = self.tokenizer(texts[i], truncation=True,
-                                          max_length=limit)["input_ids"]
+                found[i], = self.control_tokens.encode([texts[i]], truncation=True,
+                                                       max_length=limit)["input_ids"]
         return found
 
     def losses(self, texts: list[Text]) -> list[float | None]:
@@ -140,4 +145,5 @@ def load_model(config: Config, dtype: str, max_length: int, key: str, *,
     tokenizer.truncation_side = "right"
     weights.check_room(AutoModelForCausalLM, folder, dtype, config)
     model = weights.load(AutoModelForCausalLM, folder, dtype, config)
-    return CausalModel(model, tokenizer, tokens_per_batch=budget(model, config), vectors=vectors)
+    return CausalModel(model, tokenizer, tokens_per_batch=budget(model, config), vectors=vectors,
+                       control_tokens=config.generation.control_tokens)

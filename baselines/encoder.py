@@ -13,6 +13,7 @@ import numpy as np
 from adg import models, weights
 from adg.batching import budget
 from adg.config import Config
+from adg.control_tokens import ControlTokens
 from adg.stages import model_of
 from baselines.batches import Batcher
 
@@ -23,15 +24,18 @@ _FIELDS = {"all": ("instruction", "input", "output"), "instruction": ("instructi
 class TextEncoder:
     """An encoder whose vector of a text is the mean over its tokens, of unit length."""
 
-    def __init__(self, model: Any, tokenizer: Any, fields: str, *, tokens_per_batch: int) -> None:
-        self._model, self._tokenizer, self._fields = model, tokenizer, _FIELDS[fields]
+    def __init__(self, model: Any, tokenizer: Any, fields: str, *, tokens_per_batch: int,
+                 control_tokens: str | None = None) -> None:
+        self._model, self._fields = model, _FIELDS[fields]
+        self._control_tokens = ControlTokens(tokenizer, control_tokens)
         self._limit = min(tokenizer.model_max_length, weights.max_positions(model.config))
         self._batcher = Batcher(self._forward, tokens_per_batch)
 
     def encode(self, records: list[dict]) -> list[np.ndarray]:
         """The unit vector of each record's fields, a line each (an empty one too); float32 [H]."""
         texts = ["\n".join(record[name] for name in self._fields) for record in records]
-        ids = self._tokenizer(texts, truncation=True, max_length=self._limit)["input_ids"]
+        ids = self._control_tokens.encode(texts, truncation=True,
+                                          max_length=self._limit)["input_ids"]
         return self._batcher.read(ids, [len(own) for own in ids])
 
     def _forward(self, batch: list[list[int]]) -> np.ndarray:
@@ -56,4 +60,5 @@ def load_encoder(config: Config) -> TextEncoder:
     tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
     model = weights.load(AutoModel, folder, "float32", config)
     return TextEncoder(model, tokenizer, config.selection.superfiltering.text,
-                       tokens_per_batch=budget(model, config))
+                       tokens_per_batch=budget(model, config),
+                       control_tokens=config.generation.control_tokens)

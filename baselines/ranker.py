@@ -15,6 +15,7 @@ from typing import Any
 from adg import distributed, models
 from adg.batching import within_memory
 from adg.config import Config
+from adg.control_tokens import ControlTokens
 from adg.errors import InputError
 from adg.records import instruction_text
 
@@ -32,6 +33,7 @@ class StyleScores:
         self._batch_size = settings.batch_size
         self._model = load_ranker(folder, config).to(self._device).eval()
         self._tokenizer = models.load_tokenizer(folder, trust_remote_code=False)
+        self._control_tokens = ControlTokens(self._tokenizer, config.generation.control_tokens)
         check_length(self._model.encoder.config, self._tokenizer, settings.max_length)
 
     def measure(self, records: list[dict]) -> list[dict]:
@@ -55,6 +57,8 @@ class StyleScores:
 
         alone = len(pairs) % self._batch_size == 1
         given = [*pairs, pairs[-1]] if alone else pairs  # the package fails on a batch of one pair
+        self._tokenizer.split_special_tokens = any(
+            self._control_tokens.are_in(*pair) for pair in pairs)
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for each chunk
             return score_pairs(
                 self._model, self._tokenizer, *map(list, zip(*given, strict=True)),

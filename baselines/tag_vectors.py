@@ -17,6 +17,7 @@ import numpy as np
 from adg import arrays, artifacts, models, weights
 from adg.batching import budget
 from adg.config import Config
+from adg.control_tokens import ControlTokens
 from adg.errors import InputError
 from baselines.batches import Batcher
 
@@ -43,17 +44,21 @@ def encode(tags: list[str], config: Config) -> np.ndarray:
     check_pooling(folder)
     tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
     model = weights.load_on_device(AutoModel, folder, config.model.dtype, config)
-    rows = [with_end(tokenizer, tag) for tag in tags]
+    rows = with_end(tokenizer, tags, config.generation.control_tokens)
     batcher = Batcher(lambda batch: _last_states(model, batch), budget(model, config))
     vectors = np.array(batcher.read(rows, list(map(len, rows))), dtype=np.float32).reshape(
         len(tags), model.config.get_text_config().hidden_size)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def with_end(tokenizer: Any, text: str) -> list[int]:
-    """A text's token ids, the end-of-text token last, whether or not the tokenizer adds it."""
-    ids, end = tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id
-    return ids if ids and ids[-1] == end else [*ids, end]
+def with_end(tokenizer: Any, texts: list[str], control_tokens: str | None) -> list[list[int]]:
+    """The token ids of each text, the end-of-text token last, whether or not the tokenizer adds it.
+    """
+    if not texts:
+        return []
+    found = ControlTokens(tokenizer, control_tokens).encode(texts)["input_ids"]
+    end = tokenizer.eos_token_id
+    return [ids if ids and ids[-1] == end else [*ids, end] for ids in found]
 
 
 def _last_states(model: Any, rows: list[list[int]]) -> np.ndarray:

@@ -30,6 +30,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, config: Config, *, longest: int, num_ids: int) -> None:
         self.tokenizer, self.num_ids = tokenizer, num_ids
         self.prompter = Prompter(config.generation.prompt, tokenizer, config.generation)
+        self.control_tokens = self.prompter.control_tokens
         self.max_length = min(config.embedding.max_length, longest)
         self.instruction_max_length = min(config.embedding.instruction_max_length, longest)
         self._recipe = RECIPES[config.embedding.recipe]
@@ -52,7 +53,7 @@ class Encoder:
         InputError where an id is none of the model's.
         """
         texts = [answer.text for answer in answers if answer.token_ids is None and answer.text]
-        found = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        found = iter(self.control_tokens.encode(texts, add_special_tokens=False)["input_ids"]
                      if texts else ())
         ids = [answer.token_ids if answer.token_ids is not None
                else next(found) if answer.text else [] for answer in answers]
@@ -64,11 +65,11 @@ class Encoder:
 
     def cut(self, texts: list[str], limit: int, **options: Any) -> tuple[list[list[int]], int]:
         """(token ids of each text as the tokenizer itself cuts them, how many it cut)."""
-        ids = self.tokenizer(texts, verbose=False, **options)["input_ids"]
+        ids = self.control_tokens.encode(texts, **options)["input_ids"]
         too_long = [i for i, own in enumerate(ids) if len(own) > limit]
         for i in too_long:
-            ids[i] = self.tokenizer(texts[i], truncation=True, max_length=limit,
-                                    **options)["input_ids"]
+            ids[i] = self.control_tokens.encode([texts[i]], truncation=True, max_length=limit,
+                                                **options)["input_ids"][0]
         return ids, len(too_long)
 
 
@@ -88,8 +89,8 @@ def paper_instructions(records: list[dict], encoder: Encoder) -> tuple[list[Row]
     The tokenizer adds those. A longer text loses its end.
     """
     limit = encoder.instruction_max_length
-    encoded = encoder.tokenizer([instruction_text(record) for record in records], verbose=False,
-                                return_special_tokens_mask=True)
+    encoded = encoder.control_tokens.encode([instruction_text(record) for record in records],
+                                            return_special_tokens_mask=True)
     rows = [Row([], [ids[:limit]], [[1.0 - flag for flag in special[:limit]]])
             for ids, special in zip(encoded["input_ids"], encoded["special_tokens_mask"],
                                     strict=True)]

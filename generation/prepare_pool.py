@@ -5,6 +5,8 @@ Reads   pool.path             records of any schema in generation/schemas.py, in
 Writes  pool.jsonl            N usable records, each with an id
         rejected.jsonl        the others: the raw record, its place and the reason
         contamination.jsonl   with eval.data_dir: records that share words with a benchmark, where
+        provenance/prepare.counts/    ids of the records that hold control tokens of the backbone's
+                              tokenizer or markers of the prompt template, where there are any
 
     python -m generation.prepare_pool configs/demo.yaml
 """
@@ -24,6 +26,7 @@ from adg.distributed import run_script, say
 from adg.errors import InputError
 from adg.records import normalise, problem_of, subset_names
 from generation.contamination import Benchmarks
+from generation.marks import Marks
 from generation.schemas import SCHEMAS, Unusable, converter, detect
 from generation.sources import Raw, read_pool
 
@@ -49,8 +52,9 @@ def main() -> None:
             pool.open("w", encoding="utf-8", newline="\n") as usable, \
             artifacts.written_aside(run.folder / "rejected.jsonl") as rejects, \
             rejects.open("w", encoding="utf-8", newline="\n") as rejected:
-        found = sort_out(config, usable, rejected, overlaps := [])
+        found = sort_out(config, usable, rejected, overlaps := [], marks := Marks(config))
         run.start()
+        run.count(0, marks.found)
         if config.compares_with_benchmarks():
             artifacts.write_jsonl(run.folder / "contamination.jsonl", overlaps)
     say(f"[prepare] schema: {found.schema}"
@@ -58,7 +62,7 @@ def main() -> None:
     say(f"[prepare] {found.usable} records in the pool, {found.rejected} rejected"
         + (f": see {run.folder / 'rejected.jsonl'}" if found.rejected else "")
         + (f"; {found.dropped} duplicates dropped" if found.dropped else ""))
-    for line in describe_fields(found):
+    for line in describe_fields(found) + marks.told(run.counts_path):
         say(f"[prepare] {line}")
     if overlaps:
         say(f"[prepare] {len(overlaps)} records share 13 words in a row with a question of a "
@@ -97,10 +101,12 @@ def describe_fields(found: Found) -> list[str]:
     return lines
 
 
-def sort_out(config: Config, usable: TextIO, rejected: TextIO, overlaps: list[dict]) -> Found:
+def sort_out(config: Config, usable: TextIO, rejected: TextIO, overlaps: list[dict],
+             marks: Marks | None = None) -> Found:
     """Write each record of the pool to one of two files, and say what became of them.
 
-    `overlaps` takes a row for each record that shares words with a benchmark's question.
+    `overlaps` takes a row for each record that shares words with a benchmark's question, `marks`
+    the ids of those that hold parts of a prompt.
 
     Raises InputError where nothing is usable, or more than pool.max_rejected is not. Of a record
     only its id, place and, where duplicates matter, a hash stay in memory.
@@ -112,6 +118,8 @@ def sort_out(config: Config, usable: TextIO, rejected: TextIO, overlaps: list[di
         record = judge(raw)
         if record is not None:
             text, file = artifacts.to_line(record), usable
+            if marks is not None:
+                marks.look_at(record)
         elif judge.reason:
             text, file = _rejection(raw, judge.reason), rejected
         else:

@@ -155,6 +155,8 @@ def show_prompts(number: int, config: Config) -> None:
     prompter = Prompter(config.generation.prompt, tokenizer, config.generation)
     for record in Pool(Path(config.output_dir)).rows(range(number)):
         ids, how = prompter.fitted(record)
+        if prompter.control_tokens.are_in(record["instruction"], record["input"]):
+            how += ", control tokens in the record as text"
         distributed.say(f"== {record['id']}: {len(ids)} tokens, {how}\n{tokenizer.decode(ids)}")
 
 

@@ -19,7 +19,8 @@ def encode(record: dict, prompter: Prompter, tokenizer: Any,
     where the cut leaves no response.
     """
     prompt = prompter.ids(record)
-    response = tokenizer(record["output"], add_special_tokens=False)["input_ids"]
+    response, = prompter.control_tokens.encode([record["output"]],
+                                               add_special_tokens=False)["input_ids"]
     whole = prompt + response + [tokenizer.eos_token_id]
     ids, was_cut = whole[:max_length], len(whole) > max_length
     if len(ids) <= len(prompt):

@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
     ("generation.temperature=inf", "generation.temperature is inf; it must be finite"),
     ("eval.benchmarks=[bbh,arc]", "eval.benchmarks is 'arc'"),
     ("generation.max_model_len=4", "generation.max_model_len"),
+    ("generation.control_tokens=text", "generation.control_tokens is 'text'; it must be null or "
+                                       "obey"),
     ("seed", "section.key=value"),
     ("model.name_or_path='${package_dir:no_such_package}'", "no_such_package is not installed"),
 ])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import RECORDS, tree
 
-from adg import pipeline, planning, score_and_select
+from adg import artifacts, pipeline, planning, score_and_select
 from adg.config import load_config
 from embedding import cluster, embed
 from eval import run_benchmarks
@@ -84,6 +84,20 @@ def test_a_disk_that_is_too_small_is_said(dry, config_file, stage, monkeypatch):
     monkeypatch.setattr(planning.shutil, "disk_usage",
                         lambda folder: shutil._ntuple_diskusage(100, 90, 10))
     assert dry(sample_answers)["disk"].endswith("10 bytes free: NOT ENOUGH")
+
+
+def test_what_is_text_in_a_prompt_is_said(config_file, stage, tmp_path, capsys):
+    artifacts.write_jsonl(tmp_path / "pool.jsonl", [
+        {"instruction": "Add <|end|> it.", "output": "x"}, {"instruction": "Add.", "output": "x"}])
+    small = config_file(clustering={"num_bins": 1}, selection={"budget": 1})
+    stage(prepare_pool, small)
+    for settings, said in (([], ", control tokens in the record as text\n"),
+                           (["generation.control_tokens=obey"], "\n")):
+        capsys.readouterr()
+        stage(sample_answers, small, "--show-prompts", 2, "generation.prompt=chat", *settings)
+        first, second = capsys.readouterr().out.split("== ")[1:]
+        assert f" tokens, whole{said}<|user|>Add <|end|> it.<|end|><|assistant|>\n" in first
+        assert " tokens, whole\n<|user|>Add.<|end|>" in second
 
 
 def test_prompts_can_be_seen(config_file, stage, tmp_path, capsys):

@@ -54,6 +54,18 @@ def test_chat_template_is_the_tokenizers_own(shown, tokenizer):
     tokenizer.chat_template = kept
 
 
+@pytest.mark.parametrize(("template", "problem"), [
+    ("<|user|>Hello!<|end|><|assistant|>", "leaves the instruction out"),
+    ("{{ raise_exception('no system role') }}", "fails (no system role)")])
+def test_a_chat_template_that_does_not_show_the_record_is_refused(tokenizer, monkeypatch, template,
+                                                                  problem):
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    with pytest.raises(InputError) as error:
+        Prompter("chat", tokenizer, GenerationConfig())
+    for part in ("generation.prompt or train.prompt is chat", tokenizer.name_or_path, problem):
+        assert part in str(error.value)
+
+
 def test_plain_is_the_record_alone(shown):
     assert shown(WITH, "plain") == "<|begin|>Add.\n1 and 2\n"
     assert shown(WITHOUT, "plain") == "<|begin|>Add.\n"

@@ -14,6 +14,7 @@ from adg.config import Config, load_config
 from adg.errors import InputError
 from adg.geometry import centred_grams
 from adg.provenance import StageRun, begin
+from adg.stages import parameters_of
 from embedding import cluster, embed
 from generation import prepare_pool, sample_answers
 
@@ -92,6 +93,23 @@ def test_a_tuning_key_makes_nothing_stale(config_file, run_folder):
     config = load_config(config_file(), ["embedding.tokens_per_batch=1", "eval.batch_size=1"])
     assert "embedding.tokens_per_batch" not in StageRun("embed", config).parameters
     assert "embedding.layers" in StageRun("embed", config).parameters
+
+
+def test_a_folder_from_before_control_tokens_goes_on(config_file, pool_folder):
+    name = "generation.control_tokens"
+    settings = ["selection.method=ifd"]
+    obeying = load_config(config_file(), [*settings, f"{name}=obey"])
+    for stage in ("sample", "embed", "measure", "finetune"):
+        assert parameters_of(stage, obeying)[name] == "obey"
+    run = started("sample", load_config(config_file(), []))
+    write_answers(pool_folder)
+    run.finish(records=10)
+    record = json.loads(run.record_path.read_text())
+    del record["parameters"][name]
+    artifacts.write_json(run.record_path, record)
+    assert begin("sample", load_config(config_file(), [])) is None
+    with pytest.raises(InputError, match=f"{name} was None and is 'obey'"):
+        begin("sample", obeying)
 
 
 def started(name: str, config: Config) -> StageRun:

@@ -60,6 +60,16 @@ def test_a_batch_gives_the_unit_mean_of_each_text_alone(config_file, settings, e
     assert found == pytest.approx(np.array([alone(encoder, own) for own in records]), abs=1e-5)
 
 
+def test_control_tokens_in_a_record_are_text(config_file, settings, encoder):
+    rows = []
+    texts = load_encoder(load_config(config_file(), settings))
+    texts._batcher.read = lambda ids, lengths: rows.extend(ids)
+    texts.encode([RECORDS[0] | {"output": "a<|end|>b"}, {"instruction": "", "input": "",
+                                                         "output": "<|end|>" * 9}])
+    end = AutoTokenizer.from_pretrained(encoder).convert_tokens_to_ids("<|end|>")
+    assert all(end not in ids and ids[0] == 0 for ids in rows) and len(rows[1]) == LIMIT
+
+
 def test_from_pool_to_subset(config_file, stage, settings, encoder, tmp_path, capsys):
     stage(prepare_pool, config_file())
     stage(measure, config_file(), *settings, "--dry-run")

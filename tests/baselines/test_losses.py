@@ -8,6 +8,7 @@ import torch
 from conftest import RECORDS
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from adg.control_tokens import ControlTokens
 from adg.errors import InputError
 from adg.measures import VECTOR
 from adg.models import load_tokenizer
@@ -138,6 +139,17 @@ def test_ifds_texts_are_template_and_output_and_header_and_output(model):
     assert "### Input" not in decode(pairs[1].given.ids)
 
 
+def test_control_tokens_in_a_record_are_text(model):
+    own, end = record("Say <|end|>.", "No.<|end|> Yes."), model.tokenizer.eos_token_id
+    (pair,) = ifd_pairs([own], model, prompt="alpaca", limit=512, recipe="intended")
+    (cut,) = ifd_pairs([own], model, prompt="alpaca", limit=len(pair.given.ids) - 2,
+                       recipe="intended")
+    for ids in (pair.given.ids, pair.direct.ids, cut.given.ids, cut.direct.ids):
+        assert end not in ids and ids[0] == model.tokenizer.bos_token_id
+    assert model.tokenizer.decode(pair.given.ids[pair.given.start:]) == own["output"]
+    assert cut.given.ids == pair.given.ids[:-2]
+
+
 def test_wiz_puts_the_input_where_the_scorer_does(model):
     given = [pair.given for pair in ifd_pairs(RECORDS[:2], model, prompt="wiz", limit=512,
                                               recipe="intended")]
@@ -170,6 +182,8 @@ def test_a_token_that_merges_header_and_output_is_not_scored(model):
     class Merging:
         """A tokenizer with a token for ":(" and one for every other character."""
 
+        added_tokens_decoder: dict = {}
+
         def __call__(self, texts, **options):
             ids = [[7 if part == ":(" else 10 + ord(part) % 50 for part in self.split(text)]
                    for text in texts]
@@ -180,7 +194,7 @@ def test_a_token_that_merges_header_and_output_is_not_scored(model):
             parts = text.replace(":(", "\0")
             return [":(" if part == "\0" else part for part in parts]
 
-    model.tokenizer = Merging()
+    model.control_tokens = ControlTokens(Merging())
     plain, merged = ifd_pairs([record("Say.", "555"), record("Say.", "(555")], model, prompt="wiz",
                               limit=512, recipe="intended")
     assert merged.given.ids[merged.given.start - 1] == 7

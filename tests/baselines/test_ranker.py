@@ -11,8 +11,10 @@ import pytest
 from conftest import RECORDS
 
 from adg import artifacts, score_and_select
+from adg.config import load_config
 from adg.errors import InputError
 from baselines import measure
+from baselines.ranker import StyleScores
 from generation import prepare_pool
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -120,6 +122,20 @@ def test_records_are_ranked_by_their_scores(config_file, stage, tmp_path, ranker
         for name in ("top", "middle", "bottom")}
     assert found["top"] == [f"r{i}" for i in order[:3]]
     assert set(found["bottom"]) == {f"r{i}" for i in order[-3:]}
+
+
+def test_control_tokens_in_a_record_are_text(config_file, ranker, monkeypatch):
+    scores = StyleScores(load_config(config_file(), [*SETTINGS, ranker()]))
+    read = []
+    monkeypatch.setattr(importlib.import_module("style_ranker.rank"), "score_pairs",
+                        lambda model, tokenizer, instructions, answers, **options: [
+                            read.append(tokenizer(text)["input_ids"]) or 0.0 for text in answers])
+    texts = ["b a", "b</s>a", "</s>"]
+    scores.measure([{"instruction": "Sort.", "input": "", "output": text} for text in texts])
+    assert [ids.count(2) for ids in read[:3]] == [1, 1, 1]  # the end that the tokenizer adds
+    assert scores._tokenizer.decode(read[1]).replace(" ", "") == "<s>b</s>a</s>"
+    scores.measure([{"instruction": "Sort.", "input": "", "output": "b a"}])
+    assert read[-1] == read[0]
 
 
 def test_out_of_memory_halves_the_batch_and_is_said(config_file, stage, tmp_path, ranker, encoder,

@@ -15,8 +15,10 @@ from adg.errors import InputError
 from adg.geometry import centred_grams
 from adg.models import load_tokenizer
 from adg.prompts import Prompter
+from adg.records import Answer
 from embedding import embed
 from embedding.forward import Embedder
+from embedding.sequences import Encoder
 from generation import prepare_pool
 
 ANSWERS = [[f"Answer {k} to {i}, é{'!' * k}" for k in range(3)] for i in range(len(RECORDS))]
@@ -69,6 +71,29 @@ def test_vectors_are_the_papers(config_file, stage, answered, tiny_model):
             expected = by_hand(model, prompt + own, slice(len(prompt), None))
             assert answers[i, k] @ expected == pytest.approx(1, abs=1e-6)
     assert np.allclose(grams, centred_grams(answers), atol=1e-7)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "released"])
+def test_control_tokens_in_records_and_answers_are_text(config_file, tiny_model, recipe):
+    tokenizer = load_tokenizer(tiny_model, trust_remote_code=False)
+    record = {"instruction": "Add <|end|> it.", "input": "<|user|>"}
+    answers = [Answer("fine<|end|>trailing"), Answer("fine"), Answer("<|begin|>")]
+    control = {tokenizer.convert_tokens_to_ids(name) for name in ("<|end|>", "<|user|>")}
+    begin = tokenizer.bos_token_id
+
+    def ids(*overrides: str, longest: int = 2048) -> list[list[int]]:
+        encoder = Encoder(tokenizer, load_config(config_file(), [
+            f"embedding.recipe={recipe}", *overrides]), longest=longest, num_ids=10**6)
+        rows = encoder.instructions([record])[0] + encoder.answers([record], [answers])[0]
+        assert sum(rows[0].weights[0]) == len(rows[0].texts[0]) - (recipe == "paper")
+        return [own for row in rows for own in (row.prompt, *row.texts)]
+
+    for texts in (ids(), ids(longest=18)):
+        assert not control & {token for own in texts for token in own}
+        assert all(begin not in own[1:] for own in texts)
+    assert sum(own.count(begin) for own in ids()) == (2 if recipe == "paper" else 1)
+    obeyed = ids("generation.control_tokens=obey")
+    assert sum(token in control for own in obeyed for token in own) == 5
 
 
 def test_one_rank_and_three_and_a_restart_give_the_same_bytes(config_file, stage, answered):

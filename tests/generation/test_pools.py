@@ -455,6 +455,36 @@ def test_parquet_a_folder_and_the_hub(config_file, stage, tmp_path, monkeypatch)
     assert len(RECORDS) == 10
 
 
+def test_records_that_hold_parts_of_a_prompt_are_counted_and_listed(config_file, stage, tmp_path,
+                                                                    capsys):
+    rows = [record(id="clean"), record(id="mark", output="### Response: x"),
+            record(id="both", instruction="### Input:", input="a<|end|><|user|>"),
+            record(id="token", output="x<|begin|>"), record(id="", output="<|end|>")]
+    content = lines(*rows, *(record(id=i) for i in range(400)))
+
+    def prepared(*overrides: str) -> tuple[str, dict, dict]:
+        (tmp_path / "pool.jsonl").write_bytes(content)
+        stage(prepare_pool, config_file(), "--overwrite", *overrides)
+        run = tmp_path / "run"
+        counts = run / "provenance/prepare.counts/00000.json"
+        log = (run / "log.jsonl").read_text().splitlines()[-1]
+        return (capsys.readouterr().out, json.loads(log),
+                json.loads(counts.read_text()) if counts.exists() else {})
+
+    said, log, listed = prepared()
+    assert listed == {"control_tokens": ["both", "token"], "template_markers": ["mark", "both"]}
+    assert (log["control_tokens"], log["template_markers"]) == (2, 2)
+    assert ("[prepare] records with control tokens of the tokenizer (as text): 2, with markers of "
+            "the prompt template (### Instruction:, ### Input:, ### Response:; as text): 2; ids in "
+            f"{tmp_path}/run/provenance/prepare.counts/\n") in said
+    said, _, listed = prepared("generation.prompt=chat", "generation.control_tokens=obey")
+    assert listed == {"control_tokens": ["both", "token"], "template_markers": []}
+    assert "(obeyed, generation.control_tokens): 2; ids" in said and "markers" not in said
+    said, log, listed = prepared("model.name_or_path=no/model", "generation.prompt=plain")
+    assert "control tokens in records were not looked for: no/model/ holds no tokenizer" in said
+    assert (listed, log["records"]) == ({}, 404) and "model" not in log["inputs"]
+
+
 QUESTION = "A farmer has twice as many pigs as cows and four more cows than goats on his land"
 
 

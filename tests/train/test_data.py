@@ -58,6 +58,16 @@ def test_labels_token_by_token(tokenizer, record_input):
         assert found["labels"] == [IGNORED] * len(prompt) + response
 
 
+def test_control_tokens_in_an_output_are_text(tokenizer):
+    record = RECORD | {"instruction": "Add <|end|>.", "output": "fine<|end|>trailing<|begin|>"}
+    example = encoded(record, "chat", tokenizer, 10**6)
+    response = [label for label in example["labels"] if label != IGNORED]
+    assert response.index(tokenizer.eos_token_id) == len(response) - 1
+    assert tokenizer.bos_token_id not in response
+    assert tokenizer.decode(response) == record["output"] + "<|end|>"
+    assert example["input_ids"].count(tokenizer.eos_token_id) == 2  # the template's, and the last
+
+
 def test_what_is_cut_is_counted(config_file, tokenizer, capsys):
     config = load_config(config_file(), [])
     whole = [encoded(record, "alpaca", tokenizer, 10**6) for record in RECORDS]
