@@ -339,7 +339,8 @@ class Config:
     output_dir: str = key(MISSING, "the run folder: one pool and one backbone")
     seed: int = key(42, "of sampling, k-means, selection and training")
     chunk_size: int | None = key(None, "records per file and unit of work in answers/ and the "
-                                 "vectors; null: 500, more for a pool of millions")
+                                 "vectors; null: a 64th of the pool, but 8 to 500, and more of a "
+                                 "pool of millions")
     stall_timeout: int = key(3600, "seconds without progress after which a rank of sample, embed, "
                              "measure, finetune or evaluate ends itself; 0: never", tuning=True)
     model: ModelConfig = field(default_factory=ModelConfig)

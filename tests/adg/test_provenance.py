@@ -370,10 +370,10 @@ def test_a_folder_made_with_a_given_chunk_size_goes_on_without_one(config_file, 
     assert len(artifacts.JsonlRows(tmp_path / "run/answers/00001.jsonl")) == 4
 
 
-def test_a_chunk_size_left_open_is_500_for_a_small_pool(config_file, stage, tmp_path):
+def test_a_chunk_size_left_open_gives_the_ranks_of_a_small_pool_work_each(config_file, stage):
     path = config_file(chunk_size=None)
     stage(prepare_pool, path)
-    assert StageRun("sample", load_config(path, [])).chunk_size == 500
+    assert StageRun("sample", load_config(path, [])).chunk_size == 8  # of ten records
     with pytest.raises(InputError, match="chunk_size is 0; it must be null or 1 or more"):
         load_config(path, ["chunk_size=0"])
 
