@@ -1,5 +1,7 @@
 """Method adg through the one command: files, restart after a kill, nothing twice, errors."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -147,13 +149,61 @@ def test_help_names_every_key(stage, capsys, module: ModuleType):
     assert "generation.temperature (1.4)" in capsys.readouterr().out
 
 
-def test_a_dry_run_goes_as_far_as_there_are_inputs(config_file, tmp_path: Path):
-    result = pipeline(config_file(), "--dry-run")
-    assert result.returncode == 0, result.stderr
-    assert "[prepare] dry run, nothing is written:\n  schema    alpaca\n" in result.stdout
-    assert "  records   10 usable" in result.stdout
-    assert "[sample] cannot say yet: sample needs" in result.stdout
-    assert not (tmp_path / "run").exists()
+@pytest.fixture
+def in_process(stage, monkeypatch) -> None:
+    """Has the pipeline run prepare and sample in this process."""
+    modules = {own.__spec__.name: own for own in (prepare_pool, sample_answers)}
+
+    def wait_for(command: list[str], environment: dict, *, quiet: bool) -> int:
+        place = next(number for number, word in enumerate(command) if word in modules)
+        with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stdout):
+            stage(modules[command[place]], *command[place + 1:])
+        return 0
+
+    monkeypatch.setattr(pipeline_module, "wait_for", wait_for)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_first_dry_run_counts_from_the_pool_itself(config_file, tmp_path: Path, stage, capsys,
+                                                     in_process, seeds: int):
+    path = config_file()
+    before = tree(tmp_path)
+    stage(pipeline_module, path, "--dry-run", "--seeds", seeds)
+    said = capsys.readouterr().out
+    assert tree(tmp_path) == before and "dry-run-" not in said
+    assert said.count("[prepare] dry run, nothing is written:\n  schema    alpaca\n") == seeds
+    assert said.count("[sample] dry run, nothing is written:\n  records   10 of 10 to do") == seeds
+    assert said.count("  answers   30, 180 tokens at most") == seeds
+    for name in ["run", "run-seed43"][:seeds]:
+        assert (f"[embed] cannot say yet: embed needs {tmp_path}/{name}/answers/, which is not "
+                f"there: run sample first\n  10 instructions, 30 answers\n  disk: 2.9 KiB at most"
+                ) in said
+    assert said.count("\n  10 vectors, to 3 bins\n") == seeds
+    assert said.count("\n  3 of 10 records\n") == seeds
+    assert said.count("\n  3 records at most, 2 epochs, 4 steps\n") == seeds
+
+
+def test_a_first_dry_run_says_what_the_pool_is_too_small_for(config_file, tmp_path: Path, stage,
+                                                             in_process):
+    path = config_file()
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match="selection.budget is 11, but the pool has 10"):
+        stage(pipeline_module, path, "--dry-run", "selection.budget=11")
+    assert tree(tmp_path) == before
+
+
+def test_a_first_dry_run_that_is_stopped_leaves_nothing(config_file, tmp_path: Path, stage,
+                                                        in_process, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = config_file()
+    before = tree(tmp_path)
+    monkeypatch.setattr(sample_answers, "plan", stop)
+    with pytest.raises(KeyboardInterrupt):
+        stage(pipeline_module, path, "--dry-run")
+    assert tree(tmp_path) == before
+    assert sorted(own.name for own in tmp_path.iterdir()) == ["config.yaml", "pool.jsonl"]
 
 
 SLOW = {"max_new_tokens": 300, "min_new_tokens": 300, "max_num_seqs": 3}  # a second per record
