@@ -341,7 +341,10 @@ def run_stage(name: str, arguments: list[str], config: Config, ranks: int,
     status = wait_for(command, environment, quiet=quiet)
     if status:
         if status != 2:  # an input error has said what to do
-            print(f"[{name}] ended with status {status}; the same command goes on from here",
+            label = label_of(name, config).replace(" ", "-")
+            log = Path(config.output_dir) / "provenance" / f"{label}.0.log"
+            print(f"[{name}] ended with status {status}; the same command goes on from here"
+                  + (f"; {log} holds what its engines said on rank 0" if log.is_file() else ""),
                   file=sys.stderr)
         sys.exit(status)
     if quiet:

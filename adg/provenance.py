@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, lock, watchdog
+from adg import artifacts, distributed, lock, screen, watchdog
 from adg.config import Config, to_yaml
 from adg.errors import InputError
 from adg.identity import Identities
@@ -305,6 +305,7 @@ class StageRun:
             raise InputError(f"{self.label}: {'; '.join(changes)}: the former is rank 0's, and all "
                              f"ranks need the same configuration, model and run folder")
         if self.stage.parallel:
+            screen.engines_write_to(self.record_path.with_suffix(f".{distributed.rank()}.log"))
             self._watch()
 
     def _watch(self) -> None:

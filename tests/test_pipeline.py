@@ -64,6 +64,8 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
         *(f"provenance/{name}.{suffix}" for suffix in ("json", "lock") for name in (
             "prepare", "sample", "embed", "cluster", "select-adg", "finetune-adg-top",
             "evaluate-adg-top", "tables")),
+        *(f"provenance/{name}.0.log" for name in (
+            "sample", "embed", "finetune-adg-top", "evaluate-adg-top")),
         *(f"models/adg-top/{name}" for name in (
             "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
             "tokenizer_config.json", "chat_template.jinja")),
@@ -74,6 +76,8 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
         "prepare", "sample", "embed", "cluster", "select", "finetune", "evaluate", "tables"]
     for shown in ("anisotropy", "decides", "Subsets by bin", "--paper shows some", "tables.md"):
         assert shown in result.stdout
+    assert "[finetune]: 100%" in result.stderr and "Loading weights" not in result.stderr
+    assert b"Loading weights: 100%" in (run / "provenance/finetune-adg-top.0.log").read_bytes()
     before = tree(run)
     again = pipeline(path)
     assert again.returncode == 0 and "nothing to do: 8 stages are done" in again.stdout
