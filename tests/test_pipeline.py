@@ -319,6 +319,19 @@ def test_quiet_is_a_line_per_stage_and_what_went_wrong(config_file):
     assert failed.stderr.startswith("error: selection.budget is 11, but the pool has 10")
 
 
+def test_a_stage_that_fails_names_the_file_of_what_its_engines_said(config_file, tmp_path: Path,
+                                                                  monkeypatch, capsys):
+    monkeypatch.setattr(pipeline_module, "wait_for", lambda *_, **__: 137)
+    config, log = load_config(config_file(), []), tmp_path / "run/provenance/finetune-adg-top.0.log"
+    ends = "[finetune] ended with status 137; the same command goes on from here"
+    for said in (f"{ends}\n", f"{ends}; {log} holds what its engines said on rank 0\n"):
+        with pytest.raises(SystemExit, match="137"):
+            pipeline_module.run_stage("finetune", [], config, 1, {})
+        assert capsys.readouterr().err == said
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+
+
 def test_a_quiet_stage_draws_no_bars(config_file):
     done = pipeline(config_file(), "prepare", "sample", "--quiet")
     assert done.returncode == 0 and done.stderr == ""
