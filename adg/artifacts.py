@@ -162,9 +162,12 @@ def chunk_bounds(num_rows: int, chunk_size: int) -> list[range]:
 
 
 def chunk_size_for(num_rows: int) -> int:
-    """Records of a chunk where the configuration is silent: 500 for each million records or part
-    of one, so that a folder has at most 2,000 files."""
-    return 500 * max(1, -(-num_rows // 1_000_000))
+    """Records of a chunk where the configuration is silent: up to a million records an even share
+    of 64 chunks, from 8 to 500; then 500 for each million or part of one, so that a folder has at
+    most 2,000 files."""
+    if num_rows > 1_000_000:
+        return 500 * -(-num_rows // 1_000_000)
+    return min(500, max(8, -(-num_rows // 64)))
 
 
 def chunk_name(index: int, suffix: str) -> str:

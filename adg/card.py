@@ -20,10 +20,11 @@ def dataset_info(config: Config, sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any], num_records: int,
-              names: dict[str, str]) -> str:
+              num_bins: int, names: dict[str, str]) -> str:
     """The README.md of a folder of subsets, with the hub's front matter.
 
-    Of a pool of `num_records`; `names` are the subsets' names of the fields that select adds.
+    Of a pool of `num_records` in `num_bins`; `names` are the subsets' names of the fields that
+    select adds.
     """
     front = ["---", "task_categories:", "- text-generation", "configs:"]
     for name, size in sizes.items():
@@ -41,7 +42,7 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any], num
         temperature=generation.temperature, top_p=generation.top_p,
         top_k=f"top-k {generation.top_k}, " if generation.top_k else "",
         tokens=generation.max_new_tokens, d=1 - weight, i=weight,
-        bins=config.clustering.num_bins, recipe=config.selection.recipe)
+        bins=num_bins, recipe=config.selection.recipe)
     source = config.pool.path if config.pool.on_hub() else Path(config.pool.path).name
     body = [f"# {config.selection.name}: {sizes['top']:,} of {num_records:,} records of {source}",
             "", how, ""]

@@ -51,7 +51,8 @@ def check_layers(config: Config) -> None:
 def check_bins(config: Config, num_records: int) -> None:
     """InputError where there are fewer records than the bins that they are to be put into."""
     if config.selection.method == "adg":
-        _at_most("clustering.num_bins", config.clustering.num_bins, num_records)
+        _at_most("clustering.num_bins", config.clustering.count_bins(num_records), num_records,
+                 or_else="null, for a tenth of the records")
 
 
 def check_budget(config: Config, num_records: int) -> None:
@@ -74,10 +75,10 @@ def check_budget(config: Config, num_records: int) -> None:
                 f"or lower the budget")
 
 
-def _at_most(key: str, value: int, num_records: int) -> None:
+def _at_most(key: str, value: int, num_records: int, *, or_else: str = "") -> None:
     if value > num_records:
         raise InputError(f"{key} is {value}, but the pool has {num_records} records: "
-                         f"give {num_records} at most")
+                         f"give {num_records} at most" + (f", or {or_else}" if or_else else ""))
 
 
 def read_sharding(config: Config) -> dict:

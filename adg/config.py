@@ -237,7 +237,8 @@ class EmbeddingConfig:
 
 @dataclass
 class ClusteringConfig:
-    num_bins: int = key(1000, "semantic bins (k-means clusters)")
+    num_bins: int | None = key(None, "semantic bins (k-means clusters), 1000 in the paper; null: a "
+                                     "tenth of the records, at most 1000")
     batch_size: int = key(4096, "records of one mini-batch of k-means")
     max_batch_share: float = key(1.0, "share of the pool that a mini-batch holds at most")
     num_init: int = key(3, "starts of k-means, of which the best is kept")
@@ -247,11 +248,16 @@ class ClusteringConfig:
                                          "with room, else output_dir", tuning=True, path=True)
 
     def __post_init__(self) -> None:
-        for name in ("num_bins", "batch_size", "num_init", "max_iter"):
+        positive_or_none("clustering.num_bins", self.num_bins)
+        for name in ("batch_size", "num_init", "max_iter"):
             value = getattr(self, name)
             require(value >= 1, f"clustering.{name}", value, "1 or more")
         share = self.max_batch_share
         require(0 < share <= 1, "clustering.max_batch_share", share, "above 0 and at most 1")
+
+    def count_bins(self, num_records: int) -> int:
+        """The bins of a pool of so many records."""
+        return self.num_bins or max(1, min(1000, num_records // 10))
 
 
 @dataclass
@@ -344,7 +350,8 @@ class Config:
     output_dir: str = key(MISSING, "the run folder: one pool and one backbone")
     seed: int = key(42, "of sampling, k-means, selection and training")
     chunk_size: int | None = key(None, "records per file and unit of work in answers/ and the "
-                                 "vectors; null: 500, more for a pool of millions")
+                                 "vectors; null: a 64th of the pool, but 8 to 500, and more of a "
+                                 "pool of millions")
     stall_timeout: int = key(3600, "seconds without progress after which a rank of sample, embed, "
                              "measure, finetune or evaluate ends itself; 0: never", tuning=True)
     model: ModelConfig = field(default_factory=ModelConfig)

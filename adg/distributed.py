@@ -21,6 +21,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
+from adg import screen
 from adg.errors import InputError, printable
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -66,7 +67,7 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """A line for people that any rank may have to say."""
     print(f"{printable(text)} (rank {rank()})" if world_size() > 1 else printable(text),
-          file=sys.stderr, flush=True)
+          file=screen.stderr(), flush=True)
 
 
 def count_gpus() -> int:
@@ -126,7 +127,7 @@ def progress(stage: str, total: int, done: int = 0) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, initial=done, unit=" records", desc=f"[{stage}]", bar_format=_BAR,
-                disable=not shows_bars())
+                disable=not shows_bars(), file=screen.stderr())
 
 
 def on_gpu() -> bool:
@@ -287,7 +288,7 @@ def _reaching() -> Iterator[None]:
 
 def _end(reason: str) -> None:
     print(f"\nerror (rank {rank()}): {reason}. What is written is whole: the same command goes on "
-          f"from there.", file=sys.stderr, flush=True)
+          f"from there.", file=screen.stderr(), flush=True)
     os._exit(os.EX_TEMPFAIL)  # a thread may be what has found it
 
 
@@ -339,6 +340,8 @@ def run_script(main: Callable[[], None]) -> None:
         [str(Path(sys.executable).parent), os.environ.get("PATH") or os.defpath])
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
+    if main.__module__ == "__main__":
+        screen.own_process()
     try:
         try:
             _run_or_say_why(main)
@@ -351,7 +354,8 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         if rank() == 0:
-            print("\nstopped; the same command goes on from here", file=sys.stderr, flush=True)
+            print("\nstopped; the same command goes on from here", file=screen.stderr(),
+                  flush=True)
         sys.exit(128 + signal.SIGINT)
 
 
@@ -371,6 +375,6 @@ def _run_or_say_why(main: Callable[[], None]) -> None:
         where = f" (rank {rank()})" if rank() else ""
         if rank():
             time.sleep(_GRACE)  # what every rank finds, rank 0 says, and torchrun ends the others
-            print(file=sys.stderr)  # rank 0's progress bar stands on this line
-        print(f"error{where}: {printable(str(error))}", file=sys.stderr, flush=True)
+            print(file=screen.stderr())  # rank 0's progress bar stands on this line
+        print(f"error{where}: {printable(str(error))}", file=screen.stderr(), flush=True)
         sys.exit(2)

@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from adg import artifacts, distributed
+from adg import artifacts, distributed, screen
 from adg.errors import InputError
 
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # Lustre without flock, NFS alike
@@ -232,8 +231,8 @@ def _keep_young(marker: Path, text: bytes, ended: threading.Event) -> None:
         with contextlib.suppress(OSError):  # a file server that does not answer now
             if marker.read_bytes() != text:
                 print(f"\nerror: {marker} belongs to another process: this one stood still for so "
-                      f"long that it counted as dead. What is written is whole.", file=sys.stderr,
-                      flush=True)
+                      f"long that it counted as dead. What is written is whole.",
+                      file=screen.stderr(), flush=True)
                 os._exit(os.EX_TEMPFAIL)
             os.utime(marker)
 

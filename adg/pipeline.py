@@ -19,17 +19,21 @@ two where there is none.
 
 import argparse
 import ast
+import contextlib
 import difflib
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from adg import distributed, lock, models, summary
+from adg import distributed, lock, models, planning, summary
 from adg.checks import (
     check_bins,
     check_budget,
@@ -131,26 +135,18 @@ def run(stages: list[str], arguments: list[str], command: Command, *, quiet: boo
     ranks, environment = layout()
     check_ahead(stages, config)
     began, ran = time.monotonic(), []
-    for name in stages:
-        try:
-            if not command.overwrite and already_done(name, config):
-                continue
-        except InputError as error:
-            if command.dry_run and ran:  # its input is what an earlier stage would make
-                say(f"[{name}] cannot say yet: {error}")
-                return folder
-            raise
-        if name in ("sample", "embed", "measure"):
-            check_pool_size(stages, config)
-        if name == "sample" and "embed" in stages:
-            check_layers(config)
+    if command.dry_run:
+        ran = dry_run(stages, arguments, command, ranks, environment)
+    for name in stages if not command.dry_run else ():
+        if not command.overwrite and already_done(name, config):
+            continue
+        check_before(name, stages, config)
         own = ranks_for(name, config, ranks)
-        if not ran and not command.dry_run:
+        if not ran:
             environment[lock.PIPELINE] = str(lock.take_for_pipeline(folder, inner_inputs(stages,
                                                                                          config)))
         if not quiet:
-            print(f"\n[{name}] starts" + (f" on {own} ranks" if STAGES[name].parallel else ""),
-                  flush=True)
+            say_start(name, own)
         run_stage(name, arguments, config, own, environment, quiet=quiet)
         ran.append(name)
     if quiet or command.dry_run and ran:
@@ -168,6 +164,69 @@ def inner_inputs(stages: list[str], config: Config) -> list[str]:
     """What the stages read in the run folder."""
     names = (name for stage in stages for own in inputs_of(stage, config) for name in own)
     return [name for name in dict.fromkeys(names) if name not in OUTSIDE]
+
+
+def say_start(name: str, ranks: int) -> None:
+    """Say that a stage starts, and on how many ranks where it has several."""
+    print(f"\n[{name}] starts" + (f" on {ranks} ranks" if STAGES[name].parallel else ""),
+          flush=True)
+
+
+def dry_run(stages: list[str], arguments: list[str], command: Command, ranks: int,
+            environment: dict[str, str]) -> list[str]:
+    """Have each stage that is not done say what it would do; those that did.
+
+    A pool that is not prepared yet is prepared aside. Of a stage whose inputs are not there, as
+    they are what an earlier one would make, the pool and the configuration have to say.
+    """
+    config, folder, ran = command.config, command.config.output_dir, []
+    with contextlib.ExitStack() as on_end:
+        for name in stages:
+            try:
+                if command.overwrite:
+                    StageRun(name, config).check_inputs()
+                elif already_done(name, config):
+                    continue
+            except InputError as error:
+                if not ran:
+                    raise
+                say(f"[{name}] cannot say yet: {str(error).replace(config.output_dir, folder)}")
+                for line in planning.outlook(name, config):
+                    say(f"  {line}")
+                continue
+            check_before(name, stages, config)
+            own = ranks_for(name, config, ranks)
+            say_start(name, own)
+            run_stage(name, arguments, config, own, environment)
+            ran.append(name)
+            if name == "prepare" and not (Path(folder) / "pool.jsonl").exists():
+                aside = on_end.enter_context(prepared_aside(arguments, config, environment))
+                config = replace(config, output_dir=str(aside))
+                arguments = [*arguments, f"output_dir={aside}"]
+    return ran
+
+
+@contextlib.contextmanager
+def prepared_aside(arguments: list[str], config: Config,
+                   environment: dict[str, str]) -> Iterator[Path]:
+    """A run folder with the prepared pool, gone at the end.
+
+    It is beside the one of the configuration, whose disk and whose dequantised models it shares;
+    where nothing can be written there, in $TMPDIR.
+    """
+    folder = Path(config.output_dir).absolute()
+    beside = planning.nearest(folder)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.dry-run-", dir=beside if os.access(
+            beside, os.W_OK) else None) as aside:
+        if (models := folder.with_name("models")).is_dir():
+            (Path(aside) / "models").symlink_to(models)
+        own = Path(aside) / folder.name
+        given = [word for word in arguments if word != "--dry-run"]
+        status = wait_for([sys.executable, "-m", STAGES["prepare"].module, *given,
+                           f"output_dir={own}"], environment, quiet=True)
+        if status:
+            sys.exit(status)
+        yield own
 
 
 def split_stages(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -220,8 +279,13 @@ def check_ahead(stages: list[str], config: Config) -> None:
         raise InputError(f"eval.data_dir: {data}/ is not there{looked_in(data)}")
 
 
-def check_pool_size(stages: list[str], config: Config) -> None:
-    """InputError where a later stage would find the pool too small."""
+def check_before(name: str, stages: list[str], config: Config) -> None:
+    """InputError for what a later stage would refuse of the pool or the model, before stage `name`.
+    """
+    if name == "sample" and "embed" in stages:
+        check_layers(config)
+    if name not in ("sample", "embed", "measure"):
+        return
     num_records = len(Pool(Path(config.output_dir)))
     if "cluster" in stages:
         check_bins(config, num_records)
@@ -283,8 +347,7 @@ def run_stage(name: str, arguments: list[str], config: Config, ranks: int,
               environment: dict[str, str], *, quiet: bool = False) -> None:
     """Run one stage; a stage that fails ends the pipeline with its exit status.
 
-    On Ctrl-C it is this process that ends the stage: its processes, of which torchrun's ranks would
-    not hear of it, take SIGTERM without a word. `quiet`: a line when it is done, and its errors.
+    `quiet`: a line when it is done, and its errors.
     """
     stage, began = STAGES[name], time.monotonic()
     command = [sys.executable, "-m"]
@@ -292,6 +355,26 @@ def run_stage(name: str, arguments: list[str], config: Config, ranks: int,
         command += ["adg.launch", f"--nproc_per_node={ranks}", "-m"]
     own = [config.output_dir, "--dry-run" if "--dry-run" in arguments else "--quiet"]
     command += [stage.module, *(own if name == "tables" else arguments)]
+    status = wait_for(command, environment, quiet=quiet)
+    if status:
+        if status != 2:  # an input error has said what to do
+            label = label_of(name, config).replace(" ", "-")
+            log = Path(config.output_dir) / "provenance" / f"{label}.0.log"
+            print(f"[{name}] ended with status {status}; the same command goes on from here"
+                  + (f"; {log} holds what its engines said on rank 0" if log.is_file() else ""),
+                  file=sys.stderr)
+        sys.exit(status)
+    if quiet:
+        print(f"[{label_of(name, config)}] done in {time.monotonic() - began:.0f} s",
+              flush=True)
+
+
+def wait_for(command: list[str], environment: dict[str, str], *, quiet: bool) -> int:
+    """Run a command to its end; its exit status, as a shell has it. `quiet`: it only says errors.
+
+    On Ctrl-C it is this process that ends it: its processes, of which torchrun's ranks would not
+    hear of it, take SIGTERM without a word.
+    """
     process = subprocess.Popen(
         command, env=environment | {"TQDM_DISABLE": "1"} if quiet else environment,
         stdout=subprocess.DEVNULL if quiet else None, preexec_fn=_begin_stage)
@@ -301,15 +384,7 @@ def run_stage(name: str, arguments: list[str], config: Config, ranks: int,
         process.terminate()
         process.wait()
         raise
-    if status:
-        status = status if status > 0 else 128 - status
-        if status != 2:  # an input error has said what to do
-            print(f"[{name}] ended with status {status}; the same command goes on from here",
-                  file=sys.stderr)
-        sys.exit(status)
-    if quiet:
-        print(f"[{label_of(name, config)}] done in {time.monotonic() - began:.0f} s",
-              flush=True)
+    return status if status >= 0 else 128 - status
 
 
 def _begin_stage() -> None:

@@ -4,8 +4,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from adg.answer_vectors import num_bytes
+from adg.artifacts import JsonlRows
+from adg.config import Config
 from adg.distributed import my_share, say, world_size
 from adg.history import read_log
+from adg.models import describe, source_of
 from adg.provenance import StageRun
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -34,14 +38,43 @@ def show(run: StageRun, work: dict[str, str], *, records: int, disk: int,
         say(f"  {name:<{width}}{text}")
 
 
+def outlook(name: str, config: Config) -> list[str]:
+    """What the run folder's pool and the configuration say of a stage whose inputs are not there.
+    """
+    pool, settings, method = Path(config.output_dir) / "pool.jsonl", config.train, config.selection
+    records = len(JsonlRows(pool)) if pool.is_file() else 0
+    chosen = method.budget if method.facts().heeds_budget else records
+    if method.method == "pre_experience" or not records and name != "evaluate":
+        return []
+    steps = settings.epochs * -(-chosen // settings.batch_size)
+    return {
+        "embed": [f"{records:,} instructions, {records * config.generation.num_answers:,} answers",
+                  *_vectors(records, config)],
+        "cluster": [f"{records:,} vectors, to {config.clustering.count_bins(records):,} bins"],
+        "select": [f"{chosen:,} of {records:,} records"],
+        "finetune": [f"{chosen:,} records at most, {settings.epochs} epochs, {steps:,} steps"],
+        "evaluate": [", ".join(config.eval.benchmarks)],
+    }.get(name, [])
+
+
+def _vectors(num_records: int, config: Config) -> list[str]:
+    """The disk that the vectors of a pool take, where the model is a folder."""
+    source = source_of(config.model.name_or_path)
+    if not source.is_dir():
+        return []
+    width = describe(source, trust_remote_code=config.model.trust_remote_code).hidden_size
+    needed = 4 * num_records * width + num_bytes(num_records, width, config)
+    return [f"disk: {space(needed, Path(config.output_dir))}"]
+
+
 def space(needed: int, folder: Path) -> str:
     """How many bytes a folder is to take at most, and how many it has room for."""
-    free = shutil.disk_usage(_there(folder)).free
+    free = shutil.disk_usage(nearest(folder)).free
     return (f"{size(needed)} at most, {size(free)} free"
             + (": NOT ENOUGH" if needed > free else ""))
 
 
-def _there(folder: Path) -> Path:
+def nearest(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, lock, watchdog
+from adg import artifacts, distributed, lock, screen, watchdog
 from adg.config import Config, to_yaml
 from adg.errors import InputError
 from adg.identity import Identities
@@ -59,6 +59,8 @@ class StageRun:
         if "chunk_size" in self.parameters:
             self.parameters["chunk_size"] = config.chunk_size or self._chunk_size()
         self.identities = Identities(self.folder, config)
+        if "clustering.num_bins" in self.parameters:
+            self.parameters["clustering.num_bins"] = config.clustering.num_bins or self._num_bins()
 
     # What there is
 
@@ -77,8 +79,29 @@ class StageRun:
         for record in records:
             if size := record.get("parameters", {}).get("chunk_size"):
                 return size
+        return artifacts.chunk_size_for(self._num_records())
+
+    def _num_records(self) -> int:
+        """The records of the run folder's pool; 0 where there is none yet."""
         pool = self.folder / "pool.jsonl"
-        return artifacts.chunk_size_for(len(artifacts.JsonlRows(pool)) if pool.is_file() else 0)
+        return len(artifacts.JsonlRows(pool)) if pool.is_file() else 0
+
+    @property
+    def num_bins(self) -> int:
+        """What stage cluster puts the pool into."""
+        return self.parameters["clustering.num_bins"]
+
+    def _num_bins(self) -> int:
+        """That of the bins which were made of this very pool; without any, the one for the pool."""
+        number = self.config.clustering.count_bins(self._num_records())
+        record = None if self.overwrite else self.record()
+        known = record and record["parameters"].get("clustering.num_bins")
+        if known in (None, number) or _sha(record["inputs"].get("pool.jsonl")) != _sha(
+                self.identities.artefact("pool.jsonl")):
+            return number
+        self.notes.append(f"clustering.num_bins is left open: the {known} that there are stay; "
+                          f"{number} with --overwrite or clustering.num_bins={number}")
+        return known
 
     def inputs(self) -> dict[str, dict]:
         """The identity of each input; InputError where a required one is not there."""
@@ -293,6 +316,7 @@ class StageRun:
             raise InputError(f"{self.label}: {'; '.join(changes)}: the former is rank 0's, and all "
                              f"ranks need the same configuration, model and run folder")
         if self.stage.parallel:
+            screen.engines_write_to(self.record_path.with_suffix(f".{distributed.rank()}.log"))
             self._watch()
 
     def _watch(self) -> None:

@@ -63,8 +63,9 @@ def select(command: Command) -> None:
     sizes = {name: len(rows) for name, rows in choice.subsets._asdict().items()}
     names = write_subsets(folder, pool, choice, answers)
     artifacts.write_json(folder / "dataset_info.json", card.dataset_info(config, sizes))
-    artifacts.write_text(folder / "README.md",
-                         card.data_card(config, sizes, choice.report, len(pool), names))
+    num_bins = provenance.StageRun("cluster", config).num_bins
+    artifacts.write_text(folder / "README.md", card.data_card(
+        config, sizes, choice.report, len(pool), num_bins, names))
     unscored = []
     if "unscored" in choice.report:
         rows = np.flatnonzero(np.isnan(choice.columns["score"]))[:_LISTED]

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from adg import distributed
+from adg import distributed, screen
 from adg.config import Config
 from adg.errors import InputError
 
@@ -24,7 +24,9 @@ def engine_options(config: Config, *, own_process: bool,
         raise InputError("vLLM is installed in its build for GPUs, and there is no GPU to use: run "
                          "this stage where there is one, or install the build for the CPU "
                          "(bash run.sh setup cpu)")
-    switches = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
+    logging = ({"VLLM_LOGGING_STREAM": "ext://sys.stderr"} if screen.has_log()
+               else {"VLLM_LOGGING_LEVEL": "ERROR"})
+    switches = {**logging, "VLLM_NO_USAGE_STATS": "1",
                 "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_process)),
                 # on_gpu() has touched CUDA, which a forked process cannot use, nor the locks of
                 # this one's threads

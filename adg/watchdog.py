@@ -2,9 +2,10 @@
 
 import faulthandler
 import os
-import sys
 import threading
 import time
+
+from adg import screen
 
 STALLED = 75  # exit status: a temporary failure, as sysexits.h has it
 
@@ -40,6 +41,6 @@ def _guard(what: str, seconds: int, ended: threading.Event) -> None:
             return
     print(f"\nerror: {what}: nothing got done for {seconds} s (stall_timeout): this rank, or "
           f"another that it waits for, hangs at the place below. What is written is whole: the "
-          f"same command goes on from there.", file=sys.stderr, flush=True)
-    faulthandler.dump_traceback(sys.stderr)
+          f"same command goes on from there.", file=screen.stderr(), flush=True)
+    faulthandler.dump_traceback(screen.stderr())
     os._exit(STALLED)

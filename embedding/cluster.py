@@ -49,11 +49,11 @@ def main() -> None:
         say(f"[cluster] k-means reads a copy of the vectors: {planning.size(size)} in {folder}/, "
             f"gone at the end (clustering.scratch_dir)")
     with scratch_file(folder, size) as scratch:
-        bins = cluster(one_matrix(blocks, shape, scratch), config)
+        bins = cluster(one_matrix(blocks, shape, scratch), run.num_bins, config)
     run.start()
     arrays.write_array(run.folder / "bins.npy", bins)
     filled = np.unique(bins)
-    say(f"[cluster] {len(filled)} of {config.clustering.num_bins} bins hold a record")
+    say(f"[cluster] {len(filled)} of {run.num_bins} bins hold a record")
     run.finish(records=num_records, filled_bins=len(filled))
 
 
@@ -62,8 +62,7 @@ def plan(run: provenance.StageRun, shape: tuple[int, int], folder: Path) -> None
     num_records, width = shape
     bins, size = 4 * num_records, 4 * num_records * width
     planning.show(run, {
-        "vectors": f"{num_records:,} of {width:,} numbers, to "
-                   f"{run.config.clustering.num_bins:,} bins",
+        "vectors": f"{num_records:,} of {width:,} numbers, to {run.num_bins:,} bins",
         "scratch": f"in {folder}/: {planning.space(size, folder)}",
     }, records=num_records, disk=bins + (size if folder == run.folder else 0))
 
@@ -127,7 +126,7 @@ def one_matrix(blocks: list[arrays.Block], shape: tuple[int, int],
     return np.memmap(scratch, np.float32, mode="r", shape=shape)
 
 
-def cluster(vectors: np.ndarray, config: Config) -> np.ndarray:
+def cluster(vectors: np.ndarray, num_bins: int, config: Config) -> np.ndarray:
     """Bins of unit vectors [N, H] -> int32 [N]: what MiniBatchKMeans.fit_predict gives.
 
     The same for the same seed, whatever the number of threads: the fit compares sums whose last
@@ -140,7 +139,7 @@ def cluster(vectors: np.ndarray, config: Config) -> np.ndarray:
     settings = config.clustering
     largest = max(1, int(settings.max_batch_share * len(vectors)))
     kmeans = MiniBatchKMeans(
-        n_clusters=settings.num_bins, batch_size=min(settings.batch_size, largest),
+        n_clusters=num_bins, batch_size=min(settings.batch_size, largest),
         n_init=settings.num_init, max_iter=settings.max_iter, random_state=config.seed,
         compute_labels=False,
     )

@@ -15,7 +15,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, watchdog
+from adg import artifacts, distributed, screen, watchdog
 
 
 def shared(kind: type) -> type:
@@ -61,7 +61,7 @@ def shared(kind: type) -> type:
                 return {}
             requests = [Instance(method, {}, values, place)
                         for place, values in arguments.items()]
-            with _remembering(self, cache, arguments.values()):
+            with _remembering(self, cache, arguments.values()), screen.bars_of_engines():
                 results = getattr(super(), method)(
                     requests, disable_tqdm=not distributed.shows_bars())
             return dict(zip(arguments, results, strict=True))

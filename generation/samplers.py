@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from adg import distributed, watchdog
+from adg import distributed, screen, watchdog
 from adg.config import Config, GenerationConfig
 from adg.errors import InputError
 from adg.vllm_options import engine_options
@@ -120,7 +120,7 @@ class VllmSampler:
         try:
             outputs = self.llm.llm_engine.step()
         except (RuntimeError, TimeoutError, EngineDeadError) as error:
-            traceback.print_exc()
+            traceback.print_exc(file=screen.stderr())
             advice = _what_to_lower(error, self._on_gpu) \
                 if _is_about_memory(error) else f"vLLM failed ({type(error).__name__}: {error})"
             raise InputError(f"{advice}. The chunks in answers/ are whole, and the same command "

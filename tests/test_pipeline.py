@@ -1,5 +1,7 @@
 """Method adg through the one command: files, restart after a kill, nothing twice, errors."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -62,6 +64,8 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
         *(f"provenance/{name}.{suffix}" for suffix in ("json", "lock") for name in (
             "prepare", "sample", "embed", "cluster", "select-adg", "finetune-adg-top",
             "evaluate-adg-top", "tables")),
+        *(f"provenance/{name}.0.log" for name in (
+            "sample", "embed", "finetune-adg-top", "evaluate-adg-top")),
         *(f"models/adg-top/{name}" for name in (
             "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
             "tokenizer_config.json", "chat_template.jinja")),
@@ -72,6 +76,8 @@ def test_all_stages_then_nothing_to_do(config_file, tmp_path: Path, finished: di
         "prepare", "sample", "embed", "cluster", "select", "finetune", "evaluate", "tables"]
     for shown in ("anisotropy", "decides", "Subsets by bin", "--paper shows some", "tables.md"):
         assert shown in result.stdout
+    assert "[finetune]: 100%" in result.stderr and "Loading weights" not in result.stderr
+    assert b"Loading weights: 100%" in (run / "provenance/finetune-adg-top.0.log").read_bytes()
     before = tree(run)
     again = pipeline(path)
     assert again.returncode == 0 and "nothing to do: 8 stages are done" in again.stdout
@@ -103,7 +109,8 @@ def test_killed_and_gone_on_with_another_rank_count(config_file, tmp_path: Path,
     (["generation.num_answers=x"], "generation.num_answers"),
     (["pool.path=nowhere.jsonl"], "pool.path: nowhere.jsonl is not there"),
     (["model.name_or_path=/no/such/model"], "model.name_or_path: /no/such/model"),
-    (["clustering.num_bins=11"], "clustering.num_bins is 11, but the pool has 10"),
+    (["clustering.num_bins=11"], "clustering.num_bins is 11, but the pool has 10 records: give 10 "
+     "at most, or null"),
     (["selection.budget=11"], "selection.budget is 11, but the pool has 10"),
     (["prepare", "measure", "select", "selection.method=pre_experience"],
      "selection.pre_experience.clusters is 100, but the pool has 10"),
@@ -146,13 +153,61 @@ def test_help_names_every_key(stage, capsys, module: ModuleType):
     assert "generation.temperature (1.4)" in capsys.readouterr().out
 
 
-def test_a_dry_run_goes_as_far_as_there_are_inputs(config_file, tmp_path: Path):
-    result = pipeline(config_file(), "--dry-run")
-    assert result.returncode == 0, result.stderr
-    assert "[prepare] dry run, nothing is written:\n  schema    alpaca\n" in result.stdout
-    assert "  records   10 usable" in result.stdout
-    assert "[sample] cannot say yet: sample needs" in result.stdout
-    assert not (tmp_path / "run").exists()
+@pytest.fixture
+def in_process(stage, monkeypatch) -> None:
+    """Has the pipeline run prepare and sample in this process."""
+    modules = {own.__spec__.name: own for own in (prepare_pool, sample_answers)}
+
+    def wait_for(command: list[str], environment: dict, *, quiet: bool) -> int:
+        place = next(number for number, word in enumerate(command) if word in modules)
+        with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stdout):
+            stage(modules[command[place]], *command[place + 1:])
+        return 0
+
+    monkeypatch.setattr(pipeline_module, "wait_for", wait_for)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_first_dry_run_counts_from_the_pool_itself(config_file, tmp_path: Path, stage, capsys,
+                                                     in_process, seeds: int):
+    path = config_file()
+    before = tree(tmp_path)
+    stage(pipeline_module, path, "--dry-run", "--seeds", seeds)
+    said = capsys.readouterr().out
+    assert tree(tmp_path) == before and "dry-run-" not in said
+    assert said.count("[prepare] dry run, nothing is written:\n  schema    alpaca\n") == seeds
+    assert said.count("[sample] dry run, nothing is written:\n  records   10 of 10 to do") == seeds
+    assert said.count("  answers   30, 180 tokens at most") == seeds
+    for name in ["run", "run-seed43"][:seeds]:
+        assert (f"[embed] cannot say yet: embed needs {tmp_path}/{name}/answers/, which is not "
+                f"there: run sample first\n  10 instructions, 30 answers\n  disk: 2.9 KiB at most"
+                ) in said
+    assert said.count("\n  10 vectors, to 3 bins\n") == seeds
+    assert said.count("\n  3 of 10 records\n") == seeds
+    assert said.count("\n  3 records at most, 2 epochs, 4 steps\n") == seeds
+
+
+def test_a_first_dry_run_says_what_the_pool_is_too_small_for(config_file, tmp_path: Path, stage,
+                                                             in_process):
+    path = config_file()
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match="selection.budget is 11, but the pool has 10"):
+        stage(pipeline_module, path, "--dry-run", "selection.budget=11")
+    assert tree(tmp_path) == before
+
+
+def test_a_first_dry_run_that_is_stopped_leaves_nothing(config_file, tmp_path: Path, stage,
+                                                        in_process, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = config_file()
+    before = tree(tmp_path)
+    monkeypatch.setattr(sample_answers, "plan", stop)
+    with pytest.raises(KeyboardInterrupt):
+        stage(pipeline_module, path, "--dry-run")
+    assert tree(tmp_path) == before
+    assert sorted(own.name for own in tmp_path.iterdir()) == ["config.yaml", "pool.jsonl"]
 
 
 SLOW = {"max_new_tokens": 300, "min_new_tokens": 300, "max_num_seqs": 3}  # a second per record
@@ -262,6 +317,19 @@ def test_quiet_is_a_line_per_stage_and_what_went_wrong(config_file):
     failed = pipeline(*arguments, "selection.budget=11", "selection.name=x")
     assert failed.returncode == 2 and failed.stdout == "[prepare] done before\n"
     assert failed.stderr.startswith("error: selection.budget is 11, but the pool has 10")
+
+
+def test_a_stage_that_fails_names_the_file_of_what_its_engines_said(config_file, tmp_path: Path,
+                                                                  monkeypatch, capsys):
+    monkeypatch.setattr(pipeline_module, "wait_for", lambda *_, **__: 137)
+    config, log = load_config(config_file(), []), tmp_path / "run/provenance/finetune-adg-top.0.log"
+    ends = "[finetune] ended with status 137; the same command goes on from here"
+    for said in (f"{ends}\n", f"{ends}; {log} holds what its engines said on rank 0\n"):
+        with pytest.raises(SystemExit, match="137"):
+            pipeline_module.run_stage("finetune", [], config, 1, {})
+        assert capsys.readouterr().err == said
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
 
 
 def test_a_quiet_stage_draws_no_bars(config_file):

@@ -1,12 +1,18 @@
-"""The commands that README.md gives."""
+"""The commands and the configuration that README.md gives."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import RECORDS, ROOT
+
+from adg.config import load_config
+from adg.pipeline import check_ahead, check_before
+from adg.stages import needed_stages
+from generation import prepare_pool
 
 _STAND_INS = {
     "scontrol": "echo node7; echo node8",
@@ -59,3 +65,25 @@ def test_the_script_for_slurm_stops_at_the_first_failure(tmp_path: Path):
     failed = run_slurm_script(tmp_path, failing="embedding.embed")
     assert failed.returncode == 1
     assert "embedding.embed" in failed.stdout.splitlines()[-1]
+
+
+def test_the_short_configuration_is_one_that_the_pipeline_takes(tmp_path: Path, tiny_model: Path,
+                                                               stage):
+    block = re.search(r"^```yaml\n(output_dir: .*?)```\n", (ROOT / "README.md").read_text(),
+                      re.DOTALL | re.MULTILINE)[1]
+    assert len(block.splitlines()) <= 10
+    for name, own in (("runs/mine", "run"), ("my-pool.jsonl", "pool.jsonl")):
+        assert block.count(name) == 1
+        block = block.replace(name, str(tmp_path / own))
+    (tmp_path / "mine.yaml").write_text(block.replace("my-model", str(tiny_model)))
+    (tmp_path / "pool.jsonl").write_text("".join(
+        json.dumps({"question": record["instruction"], "answer": record["output"]}) + "\n"
+        for record in RECORDS * 3))
+    config = load_config(tmp_path / "mine.yaml", [])
+    stages = needed_stages(config)
+    check_ahead(stages, config)
+    stage(prepare_pool, tmp_path / "mine.yaml")
+    for name in stages:
+        check_before(name, stages, config)
+    assert len((tmp_path / "run/pool.jsonl").read_text().splitlines()) == 30
+    assert config.clustering.count_bins(30) == 3

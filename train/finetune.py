@@ -18,7 +18,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, models, planning, provenance
+from adg import artifacts, distributed, models, planning, provenance, screen
 from adg.checks import read_sharding
 from adg.command import parse_command
 from adg.config import Config
@@ -66,7 +66,8 @@ def main() -> None:
     if distributed.local_rank() == 0:
         clear_abandoned_locks()
     distributed.barrier("operators")
-    trainer = trainer_of(folder, tokenizer, examples, work, order, sharding, config)
+    with screen.stdout_of_engines():
+        trainer = trainer_of(folder, tokenizer, examples, work, order, sharding, config)
     say(f"[finetune] {len(examples)} records, {config.train.epochs} epochs; "
         f"{batches(order, config)}" + (f"; going on from {checkpoint}" if checkpoint else ""))
     result = train(trainer, checkpoint, work)

@@ -115,11 +115,14 @@ def test_the_hash_of_a_folder_is_made_of_several_files_at_once(tmp_path: Path, m
     assert cache.tree(tmp_path, files) != expected and cache.edited == {tmp_path / "a/3"}
 
 
-def test_a_pool_of_millions_has_larger_chunks():
-    sizes = {52_002: 500, 1_000_000: 500, 1_000_001: 1000, 2_000_001: 1500, 10_000_000: 5000}
-    for records, size in sizes.items():
-        assert artifacts.chunk_size_for(records) == size
-        assert len(artifacts.chunk_bounds(records, size)) <= 2000
+@pytest.mark.parametrize(("records", "size", "chunks"), [
+    (0, 8, 0), (5, 8, 1), (60, 8, 8), (512, 8, 64), (513, 9, 57), (6_400, 100, 64),
+    (31_999, 500, 64), (52_002, 500, 105), (1_000_000, 500, 2000), (1_000_001, 1000, 1001),
+    (2_000_001, 1500, 1334), (10_000_000, 5000, 2000),
+])
+def test_chunks_are_small_in_a_small_pool_and_large_in_one_of_millions(records, size, chunks):
+    assert artifacts.chunk_size_for(records) == size
+    assert len(artifacts.chunk_bounds(records, size)) == chunks
 
 
 @pytest.mark.parametrize(("number", "of_files", "whole"), [

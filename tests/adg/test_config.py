@@ -6,7 +6,7 @@ import yaml
 from omegaconf.basecontainer import BaseContainer
 
 from adg.command import parse_command
-from adg.config import describe_keys, flatten, load_config
+from adg.config import ClusteringConfig, describe_keys, flatten, load_config
 from adg.errors import InputError
 from adg.stages import STAGES, parameters_of
 from train.finetune import order_of
@@ -129,13 +129,24 @@ def test_the_papers_values_are_the_defaults():
     expected = {
         "generation.num_answers": 5, "generation.temperature": 1.4, "generation.top_p": 0.9,
         "generation.max_new_tokens": 256, "generation.prompt": "alpaca",
-        "embedding.layers": [-4, -3, -2, -1], "clustering.num_bins": 1000,
+        "embedding.layers": [-4, -3, -2, -1], "clustering.num_init": 3,
         "selection.budget": 10000, "selection.anisotropy_weight": 0.4, "train.epochs": 5,
         "train.learning_rate": 1e-5, "train.lr_scheduler": "cosine", "train.warmup_ratio": 0.03,
         "train.weight_decay": 0.0, "train.batch_size": 64, "train.max_length": 2048,
         "model.dtype": "bfloat16",
     }
     assert {key: keys[key] for key in expected} == expected
+    assert ClusteringConfig().count_bins(52_002) == 1000
+
+
+@pytest.mark.parametrize(("given", "records", "bins"), [
+    (None, 1, 1), (None, 19, 1), (None, 60, 6), (None, 9_999, 999), (None, 10**6, 1000),
+    (50, 10**6, 50),
+])
+def test_bins_left_open_are_a_tenth_of_the_records(given, records, bins):
+    assert ClusteringConfig(num_bins=given).count_bins(records) == bins
+    with pytest.raises(InputError, match="clustering.num_bins is 0; it must be null or 1 or more"):
+        ClusteringConfig(num_bins=0)
 
 
 def test_help_lists_every_key(capsys: pytest.CaptureFixture):

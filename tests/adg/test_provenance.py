@@ -227,6 +227,34 @@ def test_cluster_writes_a_bin_for_each_record_whatever_was_there(config_file, st
     assert (np.load(run_folder / "bins.npy") == first).all()
 
 
+def test_bins_left_open_are_recorded_as_the_number_they_are(config_file, stage, run_folder,
+                                                             capsys):
+    (run_folder / "bins.npy").unlink()
+    path = config_file(clustering={"num_bins": None})
+    stage(cluster, path)  # ten records
+    stage(score_and_select, path)
+    assert "1 of 1 bins hold a record" in capsys.readouterr().out
+    assert "each of 1 semantic bins gives" in (run_folder / "subsets/adg/README.md").read_text()
+    assert begin("cluster", load_config(path, ["clustering.num_bins=1"])) is None
+    assert begin("select", load_config(path, ["clustering.num_bins=1"])) is None
+
+
+def test_bins_of_a_pool_stay_where_their_number_is_left_open(config_file, stage, run_folder,
+                                                            capsys):
+    (run_folder / "bins.npy").unlink()
+    stage(cluster, config_file())
+    path = config_file(clustering={"num_bins": None})
+    stage(cluster, path)
+    assert ("clustering.num_bins is left open: the 3 that there are stay; 1 with --overwrite or "
+            "clustering.num_bins=1\n") in capsys.readouterr().out
+    stage(score_and_select, path)
+    assert "each of 3 semantic bins gives" in (run_folder / "subsets/adg/README.md").read_text()
+    assert StageRun("cluster", load_config(path, []), overwrite=True).num_bins == 1
+    with (run_folder / "pool.jsonl").open("a") as pool:
+        pool.write(json.dumps(RECORDS[0] | {"id": "new"}) + "\n")
+    assert StageRun("cluster", load_config(path, [])).num_bins == 1  # they are of another pool
+
+
 @pytest.mark.parametrize(("override", "message"), [
     ("clustering.num_bins=2", "bins.npy does not fit .* clustering.num_bins was 3 and is 2"),
     ("pool.limit=9", "pool.jsonl does not fit .* pool.limit was None and is 9"),
@@ -387,10 +415,10 @@ def test_a_folder_made_with_a_given_chunk_size_goes_on_without_one(config_file, 
     assert len(artifacts.JsonlRows(tmp_path / "run/answers/00001.jsonl")) == 4
 
 
-def test_a_chunk_size_left_open_is_500_for_a_small_pool(config_file, stage, tmp_path):
+def test_a_chunk_size_left_open_gives_the_ranks_of_a_small_pool_work_each(config_file, stage):
     path = config_file(chunk_size=None)
     stage(prepare_pool, path)
-    assert StageRun("sample", load_config(path, [])).chunk_size == 500
+    assert StageRun("sample", load_config(path, [])).chunk_size == 8  # of ten records
     with pytest.raises(InputError, match="chunk_size is 0; it must be null or 1 or more"):
         load_config(path, ["chunk_size=0"])
 
