@@ -12,6 +12,7 @@ from typing import Any
 
 from adg import artifacts, lock
 from adg.errors import InputError
+from adg.hashes import HashCache
 from adg.paths import looked_in
 
 _BLOCK = 1 << 16  # bytes of one sample of a weight file
@@ -101,16 +102,20 @@ def _snapshot(name: str) -> Path:
                                   allow_patterns=patterns))
 
 
-def identity(name_or_path: str, key: str = "model.name_or_path") -> dict[str, str]:
+def identity(name_or_path: str, key: str = "model.name_or_path",
+             hashes: HashCache | None = None) -> dict[str, str]:
     """{"name", "sha256", "weights", "tokenizer"} of a model, of a hub's also "revision".
 
     `sha256`, of all its files, tells its outputs from another model's; `weights` is over the weight
     files and their index, `tokenizer` over what the tokenizer is made of. The small files enter
     whole, of each weight file its size and 64 blocks of 64 KiB spread evenly over it, so that it
-    takes no longer for a large model than for a small one. Errors name `key`.
+    takes no longer for a large model than for a small one. What that cannot see, a weight file
+    changed in place between those blocks, shows in "whole": with `hashes`, which remembers what was
+    read, it is over all bytes of the same files. Errors name `key`.
     """
     source = source_of(name_or_path, key)
-    files = [source] if source.is_file() else sorted(source.glob("*"))
+    files = [source] if source.is_file() else sorted(
+        path for path in source.glob("*") if path.suffix in (*_SMALL, *_WEIGHTS))
     weights = [path for path in files if path.suffix in _WEIGHTS
                or path.name.endswith(".index.json")]
     found = {"name": source.name if source.is_file() else name_or_path, "sha256": _digest(files),
@@ -120,11 +125,13 @@ def identity(name_or_path: str, key: str = "model.name_or_path") -> dict[str, st
         found["tokenizer"] = _digest(tokenizer)
     if source.parent.name == "snapshots":  # of the hub's cache: a folder a commit
         found["revision"] = source.name
+    if hashes is not None:
+        found["whole"] = hashes.tree(source.parent if source.is_file() else source, files)
     return found
 
 
 def _digest(files: list[Path]) -> str:
-    stats = [(path, path.stat()) for path in files if path.suffix in (*_SMALL, *_WEIGHTS)]
+    stats = [(path, path.stat()) for path in files]
     return _digest_of(tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
                             for path, stat in stats))
 
@@ -154,17 +161,20 @@ def _update_with_samples(digest: Any, path: Path) -> None:
 def local_folder(name_or_path: str, output_dir: str) -> Path:
     """A Hugging Face folder with the model's weights.
 
-    A GGUF file is dequantised once into `models/` beside the run folder; every later call finds it.
-    To be called before there is a process group, within which transformers saves on rank 0 alone.
+    A GGUF file is dequantised once into `models/` beside the run folder, under a name that its
+    whole content decides; every later call finds it. To be called before there is a process
+    group, within which transformers saves on rank 0 alone.
     """
     source = source_of(name_or_path)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all of it is on disk: no engine need ask the hub
     if source.is_dir():
         return source
-    folder = (Path(output_dir).parent / "models"
-              / f"{source.stem}-{identity(name_or_path)['sha256'][:8]}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("wb") as file, lock.held(file):
+    beside = Path(output_dir).parent / "models"
+    beside.mkdir(parents=True, exist_ok=True)
+    with (beside / f".{source.stem}.lock").open("wb") as file, lock.held(file):
+        hashes = HashCache(beside / f".{source.stem}.sha256.json")
+        folder = beside / f"{source.stem}-{hashes.file(source)[:8]}"
+        hashes.save()
         if not _is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
             _dequantise(source, folder)

@@ -125,7 +125,7 @@ def run(stages: list[str], arguments: list[str], command: Command, *, quiet: boo
     began, ran = time.monotonic(), []
     for name in stages:
         try:
-            if not command.overwrite and already_done(name, config):
+            if not command.overwrite and already_done(name, config, dry_run=command.dry_run):
                 continue
         except InputError as error:
             if command.dry_run and ran:  # its input is what an earlier stage would make
@@ -212,10 +212,12 @@ def check_pool_size(stages: list[str], config: Config) -> None:
         check_budget(config, num_records)
 
 
-def already_done(name: str, config: Config) -> bool:
+def already_done(name: str, config: Config, *, dry_run: bool = False) -> bool:
     """Whether a stage is done, said; InputError where its output must not be touched."""
     run = StageRun(name, config)
     done = run.is_done()
+    if not dry_run:
+        run.keep_hashes()
     if done:
         for note in run.notes:
             print(f"[{run.label}] note: {note}")

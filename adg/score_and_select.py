@@ -41,7 +41,8 @@ def main() -> None:
 def select(command: Command) -> None:
     """The stage, as it is asked for."""
     config = command.config
-    run = provenance.begin("select", config, overwrite=command.overwrite)
+    run = provenance.begin("select", config, overwrite=command.overwrite,
+                           dry_run=command.dry_run)
     if run is None:
         return
     pool = Pool(run.folder)

@@ -43,7 +43,8 @@ def main() -> None:
     if command.show_prompts:
         show_prompts(command.show_prompts, config)
         return
-    run = provenance.begin("sample", config, overwrite=command.overwrite)
+    run = provenance.begin("sample", config, overwrite=command.overwrite,
+                           dry_run=command.dry_run)
     if run is None:
         return
     if config.embedding.source == "sampling":

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adg import arrays, artifacts, identity
+from adg import arrays, artifacts, hashes, identity
 from adg.errors import InputError
-from adg.identity import HashCache
+from adg.hashes import HashCache
 
 
 def test_a_writer_killed_at_any_step_leaves_the_old_file(tmp_path: Path):
@@ -96,20 +96,20 @@ def test_the_hash_of_a_folder_is_made_of_several_files_at_once(tmp_path: Path, m
     expected = hashlib.sha256("".join(
         f"a/{i} {hashlib.sha256(f'content {i}'.encode()).hexdigest()}\n" for i in range(5)
     ).encode()).hexdigest()
-    together, read = threading.Barrier(2), identity._sha256
+    together, read = threading.Barrier(2), hashes._sha256
 
     def read_beside_another(path: Path) -> str:
         if path.name in ("3", "4"):
             together.wait(timeout=60)  # an error where no other file is being read
         return read(path)
 
-    monkeypatch.setattr(identity, "_sha256", read_beside_another)
+    monkeypatch.setattr(hashes, "_sha256", read_beside_another)
     cache = HashCache(tmp_path / "cache.json")
     assert cache.tree(tmp_path, files) == expected
     cache.save()
-    monkeypatch.setattr(identity, "_sha256", None)  # nothing is new: nothing is read
+    monkeypatch.setattr(hashes, "_sha256", None)  # nothing is new: nothing is read
     assert HashCache(tmp_path / "cache.json").tree(tmp_path, files) == expected
-    monkeypatch.setattr(identity, "_sha256", read)
+    monkeypatch.setattr(hashes, "_sha256", read)
     (tmp_path / "a/3").write_text("other")
     cache = HashCache(tmp_path / "cache.json")
     assert cache.tree(tmp_path, files) != expected and cache.edited == {tmp_path / "a/3"}

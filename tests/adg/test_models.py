@@ -1,4 +1,5 @@
 import functools
+import os
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from conftest import RECORDS
 
 from adg import artifacts, models
 from adg.errors import InputError
+from adg.hashes import HashCache
+from adg.identity import differ
 from adg.models import identity, local_folder, source_of
 from embedding import embed
 from generation import prepare_pool
@@ -145,3 +148,43 @@ def test_a_gguf_file_that_a_process_group_keeps_from_being_saved_leaves_no_folde
     with pytest.raises(InputError, match="no config.json|no weights"):
         local_folder(str(tiny_gguf), str(tmp_path / "run"))
     assert not [path for path in (tmp_path / "models").iterdir() if not path.name.startswith(".")]
+
+
+def test_a_change_between_the_samples_shows_in_the_hash_of_the_whole(tiny_model, tmp_path,
+                                                                      monkeypatch):
+    monkeypatch.setattr(models, "_BLOCKS", 2)  # the first and the last
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    hashes = HashCache(tmp_path / "cache.json")
+    before = identity(str(copy), hashes=hashes)
+    assert before["whole"] == identity(str(tiny_model), hashes=hashes)["whole"]
+    os.utime(copy / "model.safetensors", ns=(1, 1))
+    assert identity(str(copy), hashes=hashes) == before  # the same bytes are the same model
+    zero_the_middle(copy / "model.safetensors")
+    after = identity(str(copy), hashes=hashes)
+    assert after["sha256"] == before["sha256"] and after["whole"] != before["whole"]
+    assert differ(before, after)
+    old = {key: value for key, value in before.items() if key != "whole"}
+    assert not differ(old, after) and not differ(after, old)
+
+
+def zero_the_middle(path: Path) -> None:
+    """Zero a part of a weight file in place."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(64))
+
+
+def test_a_gguf_file_that_was_changed_in_place_has_a_folder_of_its_own(
+        tiny_gguf: Path, tiny_model: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(models, "_BLOCKS", 2)
+    monkeypatch.setattr(models, "_save_dequantised", lambda source, folder: shutil.copytree(
+        tiny_model, folder, dirs_exist_ok=True))
+    gguf = tmp_path / "tiny.gguf"
+    shutil.copy(tiny_gguf, gguf)
+    run = str(tmp_path / "run")
+    before = local_folder(str(gguf), run)
+    os.utime(gguf, ns=(1, 1))
+    assert local_folder(str(gguf), run) == before
+    zero_the_middle(gguf)
+    assert local_folder(str(gguf), run) != before

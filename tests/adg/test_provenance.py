@@ -1,6 +1,8 @@
 """What is done, redone, refused or taken as it is. The stages run for real, but for the engines."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,17 @@ import numpy as np
 import pytest
 from conftest import RECORDS
 
-from adg import arrays, artifacts, distributed, provenance, score_and_select, watchdog
+from adg import (
+    arrays,
+    artifacts,
+    distributed,
+    hashes,
+    models,
+    pipeline,
+    provenance,
+    score_and_select,
+    watchdog,
+)
 from adg.config import Config, load_config
 from adg.errors import InputError
 from adg.geometry import centred_grams
@@ -178,6 +190,66 @@ def test_another_model_is_refused(config_file, pool_folder, tiny_model, tmp_path
     (other / "model.safetensors").write_bytes(weights)
     with pytest.raises(InputError, match="answers/ does not fit .* model was .* run sample again"):
         begin("embed", load_config(config_file(), [f"model.name_or_path={other}"]))
+
+
+@pytest.fixture
+def changeable(tiny_model, tmp_path, monkeypatch) -> Path:
+    """A copy of the tiny model of which only both ends are sampled."""
+    monkeypatch.setattr(models, "_BLOCKS", 2)
+    return Path(shutil.copytree(tiny_model, tmp_path / "changeable"))
+
+
+def zero_the_middle(model: Path) -> None:
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek((model / "model.safetensors").stat().st_size // 2)
+        file.write(bytes(64))
+
+
+def sampled_with(model: Path, config_file, folder: Path) -> Config:
+    """The configuration of a finished stage sample with a model."""
+    config = load_config(config_file(), [f"model.name_or_path={model}"])
+    run = started("sample", config)
+    write_answers(folder)
+    run.finish(records=len(RECORDS))
+    return config
+
+
+def test_a_model_changed_in_place_is_another_one(config_file, pool_folder, changeable):
+    config = sampled_with(changeable, config_file, pool_folder)
+    zero_the_middle(changeable)
+    with pytest.raises(InputError, match=r"sample: model was \S+ (\w{8}) and is \S+ (?!\1)\w{8}\. "
+                                         r"What .* --overwrite"):
+        begin("sample", config)
+    with pytest.raises(InputError, match="answers/ does not fit .* model was .* run sample again"):
+        begin("embed", config)
+
+
+def test_a_model_is_hashed_once_and_by_rank_0_alone(config_file, pool_folder, changeable,
+                                                    monkeypatch):
+    read, sha256 = [], hashes._sha256
+    monkeypatch.setattr(hashes, "_sha256", lambda path: read.append(path.name) or sha256(path))
+    config = load_config(config_file(), [f"model.name_or_path={changeable}"])
+    assert not pipeline.already_done("sample", config) and "model.safetensors" not in read
+    sampled_with(changeable, config_file, pool_folder)
+    assert read.count("model.safetensors") == 1
+    os.utime(changeable / "model.safetensors", ns=(1, 1))  # the same model
+    assert begin("sample", config, dry_run=True) is None  # which keeps nothing
+    monkeypatch.setenv("RANK", "1")
+    assert begin("sample", config) is None and read.count("model.safetensors") == 2
+    monkeypatch.setenv("RANK", "0")
+    for _ in range(2):
+        assert pipeline.already_done("sample", config)
+        assert begin("embed", config) is not None
+    assert read.count("model.safetensors") == 3
+
+
+def test_a_record_without_the_hash_of_the_whole_model_goes_on(config_file, pool_folder, changeable):
+    config = sampled_with(changeable, config_file, pool_folder)
+    path = pool_folder / "provenance/sample.json"
+    record = json.loads(path.read_text())
+    assert record["inputs"]["model"].pop("whole")
+    artifacts.write_json(path, record)
+    assert begin("sample", config) is None and begin("embed", config) is not None
 
 
 @pytest.mark.parametrize(("array", "message"), [
