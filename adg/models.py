@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, lock
+from adg import artifacts, lock, weight_files
 from adg.errors import InputError
 from adg.hashes import HashCache
 from adg.paths import looked_in
@@ -18,6 +18,7 @@ from adg.paths import looked_in
 _BLOCK = 1 << 16  # bytes of one sample of a weight file
 _BLOCKS = 64  # samples of a weight file that enter its identity
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _SMALL = (".json", ".jinja", ".model", ".txt", ".py")  # files that enter it whole
 _WEIGHTS = (".safetensors", ".gguf", ".bin")
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template",
@@ -29,8 +30,16 @@ def source_of(name_or_path: str, key: str = "model.name_or_path") -> Path:
 
     Weights are safetensors or GGUF; a folder's pickle (pytorch_model.bin, or its index) is taken
     only where the path names it. Raises InputError that names `key` where there is no such folder,
-    file or hub model.
+    file or hub model, and where its safetensors cannot be loaded, as their headers show.
     """
+    source = _found(name_or_path, key)
+    if source.is_dir() and Path(name_or_path).name not in _PICKLES:
+        weight_files.check(source, key)
+    return source
+
+
+def _found(name_or_path: str, key: str) -> Path:
+    """As `source_of`, of which no weight file is opened."""
     path = Path(name_or_path).expanduser()
     if path.name in _PICKLES:
         if not path.is_file():
@@ -52,6 +61,7 @@ def source_of(name_or_path: str, key: str = "model.name_or_path") -> Path:
 
 
 def _check_folder(path: Path, key: str) -> None:
+    _check_adapter(path, key)
     _check_description(path, key)
     if any(path.glob("*.safetensors")):
         return
@@ -61,6 +71,15 @@ def _check_folder(path: Path, key: str) -> None:
                          f"run code when it is read: save them as safetensors, or, where you trust "
                          f"it, give {path}/{pickles[0]}")
     raise InputError(f"{key}: {path}/ holds no weights (*.safetensors)")
+
+
+def _check_adapter(path: Path, key: str) -> None:
+    weights = {own.name for own in path.glob("*.safetensors")}
+    weights |= {own for own in (*_PICKLES, *_ADAPTERS) if (path / own).is_file()}
+    if weights and weights <= set(_ADAPTERS):
+        raise InputError(f"{key}: {path}/ holds an adapter (LoRA) alone, and no model: merge it "
+                         f"into its base model first (merge_and_unload of peft), and give the "
+                         f"folder where that is saved")
 
 
 def _check_description(path: Path, key: str) -> None:
@@ -87,6 +106,7 @@ def _from_hub(name: str, key: str) -> Path:
         raise InputError(f"{key}: {name} on the hub has no safetensors, and nothing "
                          f"else is fetched: where you trust it, `hf download {name} --local-dir "
                          f"DIR`, and give DIR/pytorch_model.bin")
+    _check_adapter(folder, key)
     return folder
 
 
@@ -113,7 +133,7 @@ def identity(name_or_path: str, key: str = "model.name_or_path",
     changed in place between those blocks, shows in "whole": with `hashes`, which remembers what was
     read, it is over all bytes of the same files. Errors name `key`.
     """
-    source = source_of(name_or_path, key)
+    source = _found(name_or_path, key)
     files = [source] if source.is_file() else sorted(
         path for path in source.glob("*") if path.suffix in (*_SMALL, *_WEIGHTS))
     weights = [path for path in files if path.suffix in _WEIGHTS
@@ -182,9 +202,10 @@ def local_folder(name_or_path: str, output_dir: str) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a folder holds a model's description and weights."""
+    """Whether a folder holds a model's description and whole weights."""
     try:
         _check_folder(folder, "")
+        weight_files.check(folder, "")
     except InputError:
         return False
     return True

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, lock, watchdog
+from adg import artifacts, distributed, lock, models, watchdog
 from adg.config import Config, to_yaml
 from adg.errors import InputError
 from adg.identity import Identities, differ
@@ -28,6 +28,7 @@ from adg.stages import (
     fill_in,
     inputs_of,
     label_of,
+    model_key,
     outputs_of,
     parameters_of,
     producer_of,
@@ -222,9 +223,11 @@ class StageRun:
 
     def check_inputs(self) -> None:
         """InputError where an input is unfinished, does not fit the configuration, or is of another
-        pool or model than the other inputs."""
+        pool or model than the other inputs, and where a model's weights cannot be loaded."""
         inputs = self.inputs(whole=False)
         for name, found in inputs.items():
+            if name in self.identities.models():
+                models.source_of(self.identities.source(name), model_key(name, self.config))
             upstream = self._producer(name)
             if upstream is None:
                 continue

@@ -136,6 +136,8 @@ def test_a_model_changed_in_place_is_named_whatever_the_cache_says(
     stamps[str(weights)][:3] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     artifacts.write_json(cache, stamps)
     found = problems(tmp_path / "run")
+    weights.write_bytes(weights.read_bytes()[:-4])  # what no stage would load
+    assert problems(tmp_path / "run") == found
     assert any(f"was made with another {name} than there is now ({model})" in problem
                for problem in found), found
 
