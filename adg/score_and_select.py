@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from adg import artifacts, card, planning, provenance
-from adg.checks import check_budget
+from adg.checks import check_budget, note_on_two_answers
 from adg.command import Command, parse_command
 from adg.distributed import run_script, say
 from adg.methods import METHODS, Choice
-from adg.methods.choice import words
+from adg.methods.choice import all_equal, words
 from adg.records import SUBSET_FIELDS, Answers, Pool, subset_names
 from adg.stages import inputs_of
 
@@ -70,6 +70,8 @@ def select(command: Command) -> None:
     if "unscored" in choice.report:
         rows = np.flatnonzero(np.isnan(choice.columns["score"]))[:_LISTED]
         unscored = [pool.row(row)[0]["id"] for row in rows]
+    if note := note_on_two_answers(config, choice.columns["num_answers"].max()):
+        say(f"[select] note: {note}")
     show(choice, unscored)
     run.finish(records=len(pool), **choice.report, unscored_ids=unscored, subset_sizes=sizes)
 
@@ -116,6 +118,8 @@ def show(choice: Choice, unscored: list[str]) -> None:
                                if "unscored" in report else ""))
     if "dropped" in report:
         say(f"[select] {report['kept']} records kept, dropped: {words(report['dropped'])}")
+    if all_equal(choice.columns["score"]):
+        say("[select] note: all scores are equal, so they tell no record from another")
     if not len(choice.subsets.middle):
         say("[select] note: there is neither middle nor bottom")
     elif len(choice.subsets.middle) < len(choice.subsets.top):

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from adg import answer_vectors, artifacts, distributed, models, planning, provenance, watchdog
-from adg.checks import check_bins, check_budget
+from adg.checks import check_bins, check_budget, note_on_two_answers
 from adg.command import parse_command
 from adg.config import Config
 from adg.errors import InputError
@@ -72,6 +72,8 @@ def main() -> None:
     if unused:
         distributed.say(f"[sample] note: the model's generation_config.json asks for {unused}, "
                         f"which is not done: the section generation decides")
+    if note := note_on_two_answers(config, config.generation.num_answers):
+        distributed.say(f"[sample] note: {note}")
     run.start()
     to_do = distributed.agreed("chunks to do", missing)
     mine = distributed.my_share(to_do)

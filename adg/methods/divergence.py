@@ -17,6 +17,7 @@ from adg.records import Pool
 from adg.selection import RECIPES
 
 _BLOCK = 8192  # Gram matrices that one thread has at hand
+_ROUNDING = 1e-6  # share of D, and of the whole range of I, that float32 Grams leave uncertain
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -27,6 +28,7 @@ def choose_by_divergence(folder: Path, pool: Pool, config: Config) -> Choice:
     grams = f"window_grams/{settings.window}" if settings.window else "answer_grams"
     columns = score_grams(folder / grams, len(pool), settings.anisotropy_weight,
                           first=settings.num_answers)
+    check_told_apart(columns, settings.anisotropy_weight, folder / grams)
     select = RECIPES[settings.recipe]
     subsets = select(columns["score"], bins, settings.budget)
     alone = {f"{term}_alone": len(np.intersect1d(
@@ -66,6 +68,31 @@ def score_grams(folder: Path, num_records: int, anisotropy_weight: float, *,
                                           zip(*workers.map(measure, blocks), strict=True))
     return {"num_answers": counts, "dispersion": dispersion, "anisotropy": anisotropy,
             "score": geometry.divergence_score(dispersion, anisotropy, anisotropy_weight)}
+
+
+def check_told_apart(columns: dict[str, np.ndarray], anisotropy_weight: float,
+                     folder: Path) -> None:
+    """InputError where several records are scored and all scores are equal, which select nothing.
+
+    They count as equal where they differ by no more than the rounding of float32 Grams, which is
+    relative in D and absolute in I.
+    """
+    scored = ~np.isnan(columns["score"])
+    scores, spread = columns["score"][scored], columns["dispersion"][scored]
+    if len(scores) < 2 or np.ptp(scores) > _ROUNDING * geometry.divergence_score(
+            spread.max(), 1.0, anisotropy_weight):
+        return
+    why = "make the vectors again, or choose by another selection.method"
+    if not spread.any():
+        why = ("the answers to each record all have the same vector: draw others, as with a higher "
+               "generation.temperature")
+    elif anisotropy_weight == 1:
+        why = ("the anisotropy of two answers is 0 by construction" if (
+                   columns["num_answers"].max() == 2) else "the anisotropy is the same everywhere")
+        why += (", and selection.anisotropy_weight=1 leaves nothing else: lower it, or have more "
+                "answers")
+    raise InputError(f"{folder}/: the scores of all {len(scores)} records are equal "
+                     f"({scores[0]:.4g}), so they select nothing: {why}")
 
 
 def check_grams(grams: np.ndarray, block: arrays.Block) -> None:
