@@ -22,6 +22,7 @@ from adg import artifacts, distributed, lock, models, watchdog
 from adg.config import Config, to_yaml
 from adg.errors import InputError
 from adg.identity import Identities, differ
+from adg.records import Pool, check_ids
 from adg.stages import (
     OUTSIDE,
     STAGES,
@@ -50,6 +51,7 @@ class StageRun:
         self.label = label_of(name, config)
         self.outputs = outputs_of(name, config)
         self.notes: list[str] = []  # what a person should know, and no error
+        self.elsewhere: list[str] = []  # inputs that no stage has recorded
         self.extends = False  # whether output of a smaller run is being added to
         self.parts: list[StageRun] = []  # stages some of whose output this one makes
         self.started = time.monotonic()
@@ -233,6 +235,7 @@ class StageRun:
                 continue
             record = upstream.record()
             if record is None:
+                self.elsewhere.append(name)
                 self.notes.append(f"{name} was made elsewhere (no provenance): taken as it is")
                 continue
             upstream.check_as_input(name)
@@ -455,6 +458,8 @@ def begin(name: str, config: Config, *, overwrite: bool = False,
     done = not overwrite and run.is_done()
     if not done:
         run.check_inputs()
+        if "pool.jsonl" in run.elsewhere and distributed.rank() == 0:
+            check_ids(Pool(run.folder))
     for note in dict.fromkeys(run.notes):
         distributed.say(f"[{run.label}] note: {note}")
     if done:

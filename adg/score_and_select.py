@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from adg import artifacts, card, planning, provenance
+from adg import arrays, artifacts, card, planning, provenance
 from adg.checks import check_budget, note_on_two_answers
 from adg.command import Command, parse_command
+from adg.config import Config
 from adg.distributed import run_script, say
 from adg.methods import METHODS, Choice
 from adg.methods.choice import all_equal, words
@@ -59,6 +60,8 @@ def select(command: Command) -> None:
     with_answers = "answers/" in inputs_of("select", config)[1]
     with_answers = with_answers and (run.folder / "answers").is_dir()
     answers = Answers(run.folder, pool) if with_answers else None
+    if answers is not None:
+        check_answers(run, answers, config)
     run.start()
     folder = run.folder / "subsets" / config.selection.name
     sizes = {name: len(rows) for name, rows in choice.subsets._asdict().items()}
@@ -74,6 +77,16 @@ def select(command: Command) -> None:
         say(f"[select] note: {note}")
     show(choice, unscored)
     run.finish(records=len(pool), **choice.report, unscored_ids=unscored, subset_sizes=sizes)
+
+
+def check_answers(run: provenance.StageRun, answers: Answers, config: Config) -> None:
+    """InputError where answers or Grams were made elsewhere, and some row of the answers is another
+    record's than the pool's, or has not as many answers as the Grams."""
+    grams = next(name for name in inputs_of("select", config)[0] if "_grams/" in name)
+    if {"answers/", grams} & set(run.elsewhere):
+        answers.check(num_answers=arrays.width_of(run.folder / grams),
+                      padded=config.embedding.empty_answers != "leave_out",
+                      known_by=f"the size of the Gram matrices in {run.folder}/{grams}")
 
 
 def write_subsets(folder: Path, pool: Pool, choice: Choice,

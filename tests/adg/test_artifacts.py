@@ -77,6 +77,26 @@ def test_arrays_are_checked(tmp_path: Path):
         arrays.array_blocks(folder, 3, row_dims=1, block_size=9)
 
 
+@pytest.mark.parametrize(("names", "message"), [
+    ("00000 00002", "00002.npy: comes after 00000.npy, and a file between them is missing"),
+    ("00000 00001 extra_copy", "extra_copy.npy: no number, unlike the other .npy files"),
+    ("1 2 02", "2.npy: comes after 02.npy, and has the same number"),
+    ("", "holds no .npy file"),
+    ("2 1 10 9 8 7 6 5 4 3", None), ("part-b part-a", None), ("mine", None), ("7", None),
+])
+def test_the_order_of_chunks_is_certain_or_refused(tmp_path: Path, names: str, message: str | None):
+    for name in names.split():
+        (tmp_path / f"{name}.npy").touch()
+    (tmp_path / ".00000.npy.partial").touch()
+    (tmp_path / "notes.txt").touch()
+    if message is None:
+        found = [path.stem for path in artifacts.chunk_files(tmp_path, "npy")]
+        assert found == sorted(names.split(), key=lambda name: (len(name), name))
+    else:
+        with pytest.raises(InputError, match=message):
+            artifacts.chunk_files(tmp_path, "npy")
+
+
 def test_the_hash_of_a_changed_file_is_made_anew(tmp_path: Path):
     path = tmp_path / "x"
     path.write_text("one")
