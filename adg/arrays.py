@@ -87,6 +87,11 @@ def shape_of(path: Path) -> tuple[int, ...]:
     return _shape_and_type(path)[0]
 
 
+def width_of(folder: Path) -> int:
+    """The length of the last axis of a chunked array."""
+    return shape_of(chunk_files(folder, "npy")[0])[-1]
+
+
 def _shape_and_type(path: Path) -> tuple[tuple[int, ...], np.dtype]:
     """What the header of a .npy file says, checked against the file's size."""
     with _named(path), path.open("rb") as file:

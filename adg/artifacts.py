@@ -12,7 +12,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from io import FileIO
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -176,19 +176,27 @@ def chunk_name(index: int, suffix: str) -> str:
 
 
 def chunk_files(folder: Path, suffix: str) -> list[Path]:
-    """The files of a chunked artefact in row order: by number, then other names by their letters.
+    """The files of a chunked artefact in row order: by number, or where none has one, by letters.
 
-    Raises InputError where there is none.
+    Raises InputError where there is none, and where one of numbered files has no number, or a
+    number is missing or there twice.
     """
     files = [path for path in folder.glob(f"*.{suffix}") if not path.name.startswith(".")]
     if not files:
         raise InputError(f"{folder}/ holds no .{suffix} file")
-    return sorted(files, key=_by_number)
-
-
-def _by_number(path: Path) -> tuple[int, int, str]:
-    number = path.stem if path.stem.isdecimal() else ""
-    return (0, int(number), "") if number else (1, 0, path.name)
+    odd = sorted(path for path in files if not path.stem.isdecimal())
+    if len(odd) == len(files):
+        return odd
+    if odd:
+        raise InputError(f"{odd[0]}: no number, unlike the other .{suffix} files in its folder, so "
+                         f"its place among them is not known: move it away, or number them all")
+    files.sort(key=lambda path: (int(path.stem), path.name))
+    for before, after in pairwise(files):
+        if (step := int(after.stem) - int(before.stem)) != 1:
+            raise InputError(f"{after}: comes after {before.name}, and " + (
+                "a file between them is missing: make it again, or number the files one after "
+                "another" if step else "has the same number: move one of them away"))
+    return files
 
 
 class JsonlRows:

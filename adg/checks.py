@@ -48,6 +48,18 @@ def check_layers(config: Config) -> None:
         windows_of(config.embedding, described.num_hidden_layers)
 
 
+def note_on_two_answers(config: Config, num_answers: float) -> str | None:
+    """What a person should know who asks for anisotropy of `num_answers` answers; None for more
+    than two, or where it does not count."""
+    weight = config.selection.anisotropy_weight
+    if config.selection.method != "adg" or num_answers != 2 or weight == 0:
+        return None
+    return ("the anisotropy of two answers is 0 by construction (they lie on a line): "
+            + ("with selection.anisotropy_weight=1 all scores are 0, and select refuses them"
+               if weight == 1 else f"dispersion alone decides, and selection.anisotropy_weight "
+               f"({weight:g}) only scales the score"))
+
+
 def check_bins(config: Config, num_records: int) -> None:
     """InputError where there are fewer records than the bins that they are to be put into."""
     if config.selection.method == "adg":

@@ -65,15 +65,17 @@ def dispersion(grams: np.ndarray) -> np.ndarray:
 def anisotropy(grams: np.ndarray) -> np.ndarray:
     """I = 1 - lambda_1 / sum_j lambda_j, share of variance outside the first principal direction.
 
-    [..., K, K] -> [...] in [0, 1 - 1/(K-1)]; 0 where the answers coincide or lie on a line. NaN
-    where fewer than two answers have a vector. (A high value means spread in many directions.)
+    [..., K, K] -> [...] in [0, 1 - 1/(K-1)]; 0 where the answers coincide or lie on a line, as two
+    always do. NaN where fewer than two answers have a vector. (A high value means spread in many
+    directions.)
     """
     grams = np.asarray(grams, dtype=np.float64)
     eigenvalues = np.maximum(np.linalg.eigvalsh(np.nan_to_num(grams, nan=0.0)), 0.0)   # [..., K]
     total = eigenvalues.sum(axis=-1)
-    spread = total >= _NO_SPREAD
+    count = num_answers(grams)
+    spread = (total >= _NO_SPREAD) & (count > 2)
     share = 1.0 - eigenvalues[..., -1] / np.where(spread, total, 1.0)
-    return np.where(num_answers(grams) >= 2, np.where(spread, np.maximum(share, 0.0), 0.0), np.nan)
+    return np.where(count >= 2, np.where(spread, np.maximum(share, 0.0), 0.0), np.nan)
 
 
 def divergence_score(dispersion: np.ndarray, anisotropy: np.ndarray,

@@ -1,95 +1,18 @@
 """What a file, folder or model is: a SHA-256, by which stages know their inputs."""
 
 import hashlib
-import json
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from adg import artifacts, models
+from adg import distributed, models
 from adg.config import Config
 from adg.errors import InputError
+from adg.hashes import HashCache, sha256_of_first
 from adg.paths import looked_in
 from adg.stages import model_key, model_of
 
-_BLOCK = 1 << 20  # bytes that are read at once
-_THREADS = 16  # files that are hashed at once, at most: hashlib gives up the GIL
 _PATHS = ("pool.path", "train.deepspeed", "eval.data_dir")  # inputs that go by their keys
-
-
-class HashCache:
-    """SHA-256 of files, remembered with size and time of change so that only new ones are read."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, list] = _read_cache(path)
-        self._changed = False
-        self.edited: set[Path] = set()  # what was met with another content than is remembered
-
-    def file(self, path: Path) -> str:
-        """The SHA-256 of a file, in hex."""
-        return self.files([path])[0]
-
-    def files(self, paths: Iterable[Path]) -> list[str]:
-        """The SHA-256 of each file, in hex; new and changed ones are read several at a time."""
-        stamps = {path: _stamp(path) for path in paths}
-        new = [path for path, stamp in stamps.items()
-               if self._known.get(str(path), [])[:3] != stamp]
-        if new:
-            with ThreadPoolExecutor(min(_THREADS, len(new))) as threads:
-                for path, digest in zip(new, threads.map(_sha256, new), strict=True):
-                    known = self._known.get(str(path))
-                    if known is not None and known[3] != digest:
-                        self.edited.add(path)
-                    self._known[str(path)] = [*stamps[path], digest]
-            self._changed = True
-        return [self._known[str(path)][3] for path in stamps]
-
-    def known(self) -> dict[str, str]:
-        """{path: SHA-256} as remembered, whatever the files are now."""
-        return {path: stamp[3] for path, stamp in self._known.items()}
-
-    def tree(self, root: Path, files: Iterable[Path]) -> str:
-        """One hash over the names below `root` and the contents of `files`."""
-        paths = sorted(files)
-        lines = [f"{path.relative_to(root)} {digest}\n"
-                 for path, digest in zip(paths, self.files(paths), strict=True)]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-    def save(self) -> None:
-        """Write the hashes, where one is new."""
-        if self._changed:
-            artifacts.write_json(self._path, self._known)
-            self._changed = False
-
-
-def _stamp(path: Path) -> list[int]:
-    """What changes with a file's content."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_cache(path: Path) -> dict[str, list]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) | {}
-    except (FileNotFoundError, ValueError, TypeError):  # without a cache every file is read anew
-        return {}
-
-
-def sha256_of_first(file: BinaryIO, size: int) -> str:
-    """The SHA-256 of the first `size` bytes of a file, in hex."""
-    digest = hashlib.sha256()
-    while size and (block := file.read(min(size, _BLOCK))):
-        digest.update(block)
-        size -= len(block)
-    return digest.hexdigest()
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -104,6 +27,15 @@ def _beside(path: Path) -> list[Path]:
     if path.suffix == ".npy" and path.is_file() and names.is_file():
         return [path, names]
     return visible_files(path) if path.is_dir() else []
+
+
+def differ(known: dict | None, now: dict | None) -> bool:
+    """Whether two identities are of different things: also of models whose samples are the same,
+    where both have been hashed whole."""
+    if known is None or now is None:
+        return known is not now
+    return known["sha256"] != now["sha256"] or (
+        "whole" in known and "whole" in now and known["whole"] != now["whole"])
 
 
 class Identities:
@@ -154,11 +86,15 @@ class Identities:
             digest = sha256_of_first(file, known["bytes"])
         return hashlib.sha256(f"{name} {digest}\n".encode()).hexdigest() == known["sha256"]
 
+    def models(self) -> tuple[str, ...]:
+        """The inputs outside the run folder that are models."""
+        return ("model", "train.model", *self._config.selection.facts().models)
+
     def source(self, name: str) -> str | None:
         """The name or path that the configuration gives an input outside the run folder; None
         where it is not asked for."""
         facts = self._config.selection.facts()
-        if name in ("model", "train.model", *facts.models):
+        if name in self.models():
             return model_of(name, self._config)
         if name == "train.subset":
             file = self._config.train.subset_file()
@@ -166,16 +102,18 @@ class Identities:
         key = name if name in _PATHS else facts.files.get(name)
         return key and reduce(getattr, key.split("."), self._config)
 
-    def outside(self, name: str) -> dict | None:
+    def outside(self, name: str, *, whole: bool = True) -> dict | None:
         """{"name", "sha256"} of an input outside the run folder; None where it is not asked for.
 
+        A model's has "whole" too, if asked for, on rank 0: the other ranks need not read it all.
         Raises InputError where it is not there.
         """
         facts, source = self._config.selection.facts(), self.source(name)
         if source is None:
             return None
-        if name in ("model", "train.model", *facts.models):
-            return models.identity(source, model_key(name, self._config))
+        if name in self.models():
+            hashes = self._hashes if whole and distributed.rank() == 0 else None
+            return models.identity(source, model_key(name, self._config), hashes)
         if name == "pool.path" and (found := self._pool()) is not None:
             return found
         path = Path(source)

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, lock
+from adg import artifacts, lock, weight_files
 from adg.errors import InputError
+from adg.hashes import HashCache
 from adg.paths import looked_in
 
 _BLOCK = 1 << 16  # bytes of one sample of a weight file
 _BLOCKS = 64  # samples of a weight file that enter its identity
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _SMALL = (".json", ".jinja", ".model", ".txt", ".py")  # files that enter it whole
 _WEIGHTS = (".safetensors", ".gguf", ".bin")
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template",
@@ -28,8 +30,16 @@ def source_of(name_or_path: str, key: str = "model.name_or_path") -> Path:
 
     Weights are safetensors or GGUF; a folder's pickle (pytorch_model.bin, or its index) is taken
     only where the path names it. Raises InputError that names `key` where there is no such folder,
-    file or hub model.
+    file or hub model, and where its safetensors cannot be loaded, as their headers show.
     """
+    source = _found(name_or_path, key)
+    if source.is_dir() and Path(name_or_path).name not in _PICKLES:
+        weight_files.check(source, key)
+    return source
+
+
+def _found(name_or_path: str, key: str) -> Path:
+    """As `source_of`, of which no weight file is opened."""
     path = Path(name_or_path).expanduser()
     if path.name in _PICKLES:
         if not path.is_file():
@@ -51,6 +61,7 @@ def source_of(name_or_path: str, key: str = "model.name_or_path") -> Path:
 
 
 def _check_folder(path: Path, key: str) -> None:
+    _check_adapter(path, key)
     _check_description(path, key)
     if any(path.glob("*.safetensors")):
         return
@@ -60,6 +71,15 @@ def _check_folder(path: Path, key: str) -> None:
                          f"run code when it is read: save them as safetensors, or, where you trust "
                          f"it, give {path}/{pickles[0]}")
     raise InputError(f"{key}: {path}/ holds no weights (*.safetensors)")
+
+
+def _check_adapter(path: Path, key: str) -> None:
+    weights = {own.name for own in path.glob("*.safetensors")}
+    weights |= {own for own in (*_PICKLES, *_ADAPTERS) if (path / own).is_file()}
+    if weights and weights <= set(_ADAPTERS):
+        raise InputError(f"{key}: {path}/ holds an adapter (LoRA) alone, and no model: merge it "
+                         f"into its base model first (merge_and_unload of peft), and give the "
+                         f"folder where that is saved")
 
 
 def _check_description(path: Path, key: str) -> None:
@@ -86,6 +106,7 @@ def _from_hub(name: str, key: str) -> Path:
         raise InputError(f"{key}: {name} on the hub has no safetensors, and nothing "
                          f"else is fetched: where you trust it, `hf download {name} --local-dir "
                          f"DIR`, and give DIR/pytorch_model.bin")
+    _check_adapter(folder, key)
     return folder
 
 
@@ -101,16 +122,20 @@ def _snapshot(name: str) -> Path:
                                   allow_patterns=patterns))
 
 
-def identity(name_or_path: str, key: str = "model.name_or_path") -> dict[str, str]:
+def identity(name_or_path: str, key: str = "model.name_or_path",
+             hashes: HashCache | None = None) -> dict[str, str]:
     """{"name", "sha256", "weights", "tokenizer"} of a model, of a hub's also "revision".
 
     `sha256`, of all its files, tells its outputs from another model's; `weights` is over the weight
     files and their index, `tokenizer` over what the tokenizer is made of. The small files enter
     whole, of each weight file its size and 64 blocks of 64 KiB spread evenly over it, so that it
-    takes no longer for a large model than for a small one. Errors name `key`.
+    takes no longer for a large model than for a small one. What that cannot see, a weight file
+    changed in place between those blocks, shows in "whole": with `hashes`, which remembers what was
+    read, it is over all bytes of the same files. Errors name `key`.
     """
-    source = source_of(name_or_path, key)
-    files = [source] if source.is_file() else sorted(source.glob("*"))
+    source = _found(name_or_path, key)
+    files = [source] if source.is_file() else sorted(
+        path for path in source.glob("*") if path.suffix in (*_SMALL, *_WEIGHTS))
     weights = [path for path in files if path.suffix in _WEIGHTS
                or path.name.endswith(".index.json")]
     found = {"name": source.name if source.is_file() else name_or_path, "sha256": _digest(files),
@@ -120,11 +145,13 @@ def identity(name_or_path: str, key: str = "model.name_or_path") -> dict[str, st
         found["tokenizer"] = _digest(tokenizer)
     if source.parent.name == "snapshots":  # of the hub's cache: a folder a commit
         found["revision"] = source.name
+    if hashes is not None:
+        found["whole"] = hashes.tree(source.parent if source.is_file() else source, files)
     return found
 
 
 def _digest(files: list[Path]) -> str:
-    stats = [(path, path.stat()) for path in files if path.suffix in (*_SMALL, *_WEIGHTS)]
+    stats = [(path, path.stat()) for path in files]
     return _digest_of(tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
                             for path, stat in stats))
 
@@ -154,17 +181,20 @@ def _update_with_samples(digest: Any, path: Path) -> None:
 def local_folder(name_or_path: str, output_dir: str) -> Path:
     """A Hugging Face folder with the model's weights.
 
-    A GGUF file is dequantised once into `models/` beside the run folder; every later call finds it.
-    To be called before there is a process group, within which transformers saves on rank 0 alone.
+    A GGUF file is dequantised once into `models/` beside the run folder, under a name that its
+    whole content decides; every later call finds it. To be called before there is a process
+    group, within which transformers saves on rank 0 alone.
     """
     source = source_of(name_or_path)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all of it is on disk: no engine need ask the hub
     if source.is_dir():
         return source
-    folder = (Path(output_dir).parent / "models"
-              / f"{source.stem}-{identity(name_or_path)['sha256'][:8]}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("wb") as file, lock.held(file):
+    beside = Path(output_dir).parent / "models"
+    beside.mkdir(parents=True, exist_ok=True)
+    with (beside / f".{source.stem}.lock").open("wb") as file, lock.held(file):
+        hashes = HashCache(beside / f".{source.stem}.sha256.json")
+        folder = beside / f"{source.stem}-{hashes.file(source)[:8]}"
+        hashes.save()
         if not _is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
             _dequantise(source, folder)
@@ -172,9 +202,10 @@ def local_folder(name_or_path: str, output_dir: str) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a folder holds a model's description and weights."""
+    """Whether a folder holds a model's description and whole weights."""
     try:
         _check_folder(folder, "")
+        weight_files.check(folder, "")
     except InputError:
         return False
     return True

@@ -185,7 +185,7 @@ def dry_run(stages: list[str], arguments: list[str], command: Command, ranks: in
             try:
                 if command.overwrite:
                     StageRun(name, config).check_inputs()
-                elif already_done(name, config):
+                elif already_done(name, config, dry_run=True):
                     continue
             except InputError as error:
                 if not ran:
@@ -293,10 +293,12 @@ def check_before(name: str, stages: list[str], config: Config) -> None:
         check_budget(config, num_records)
 
 
-def already_done(name: str, config: Config) -> bool:
+def already_done(name: str, config: Config, *, dry_run: bool = False) -> bool:
     """Whether a stage is done, said; InputError where its output must not be touched."""
     run = StageRun(name, config)
     done = run.is_done()
+    if not dry_run:
+        run.keep_hashes()
     if done:
         for note in run.notes:
             print(f"[{run.label}] note: {note}")

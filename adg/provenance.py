@@ -6,6 +6,7 @@ compares these with its own configuration and files. Output without a record was
 is taken as it is, and said.
 """
 
+import contextlib
 import json
 import shlex
 import shutil
@@ -17,16 +18,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, lock, screen, watchdog
+from adg import artifacts, distributed, lock, models, screen, watchdog
 from adg.config import Config, to_yaml
 from adg.errors import InputError
-from adg.identity import Identities
+from adg.identity import Identities, differ
+from adg.records import Pool, check_ids
 from adg.stages import (
     OUTSIDE,
     STAGES,
     fill_in,
     inputs_of,
     label_of,
+    model_key,
     outputs_of,
     parameters_of,
     producer_of,
@@ -51,6 +54,7 @@ class StageRun:
         self.extends = False  # whether output of an earlier run is being added to
         self.follows = False  # whether that is of a pool that has not only grown since
         self.records_done = 0  # by all ranks of this run
+        self.elsewhere: list[str] = []  # inputs that no stage has recorded
         self.parts: list[StageRun] = []  # stages some of whose output this one makes
         self.started = time.monotonic()
         self.record_path = self.folder / "provenance" / f"{self.label.replace(' ', '-')}.json"
@@ -103,18 +107,21 @@ class StageRun:
                           f"{number} with --overwrite or clustering.num_bins={number}")
         return known
 
-    def inputs(self) -> dict[str, dict]:
-        """The identity of each input; InputError where a required one is not there."""
-        found = self._inputs_there()
+    def inputs(self, *, whole: bool = True) -> dict[str, dict]:
+        """The identity of each input; InputError where a required one is not there.
+
+        `whole`: models are hashed whole, as is to be recorded.
+        """
+        found = self._inputs_there(whole=whole)
         for name in inputs_of(self.name, self.config)[0]:
             if name not in found:
                 raise InputError(f"{self.name} needs {self.folder}/{name}, which is not there: "
                                  f"run {producer_of(name)} first")
         return found
 
-    def _inputs_there(self) -> dict[str, dict]:
+    def _inputs_there(self, *, whole: bool = True) -> dict[str, dict]:
         required, optional = inputs_of(self.name, self.config)
-        found = {name: self.identities.outside(name) if name in OUTSIDE
+        found = {name: self.identities.outside(name, whole=whole) if name in OUTSIDE
                  else self.identities.artefact(name) for name in required + optional}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -176,7 +183,7 @@ class StageRun:
     def _not_grown(self, record: dict) -> list[str]:
         """The inputs that changed since a record otherwise than by growing where they may."""
         return [name for name, known in record["inputs"].items()
-                if _sha(known) != _sha(self._now(name, record))
+                if differ(known, self._now(name, record))
                 and not (name in self.stage.grows and self._has_grown(name, known))]
 
     def _other_parameters(self, record: dict) -> list[str]:
@@ -230,17 +237,17 @@ class StageRun:
             if now is None and name in required:
                 raise InputError(f"{self.name} needs {self.folder}/{name}, which is not there: "
                                  f"run {producer_of(name)} first")
-            if _sha(known) != _sha(now):
+            if differ(known, now):
                 changes.append(_describe(name, known, now))
         return changes
 
     def _now(self, name: str, record: dict) -> dict | None:
         if name not in OUTSIDE:
             return self.identities.artefact(name)
+        known = record["inputs"].get(name)
         try:
-            return self.identities.outside(name)
+            return self.identities.outside(name, whole="whole" in (known or ()))
         except InputError:
-            known = record["inputs"].get(name)
             if (record["state"] == "finished" and known
                     and Path(self.identities.source(name)).name == Path(known["name"]).name):
                 return known
@@ -250,14 +257,17 @@ class StageRun:
 
     def check_inputs(self) -> None:
         """InputError where an input is unfinished, does not fit the configuration, or is of another
-        pool or model than the other inputs."""
-        inputs = self.inputs()
+        pool or model than the other inputs, and where a model's weights cannot be loaded."""
+        inputs = self.inputs(whole=False)
         for name, found in inputs.items():
+            if name in self.identities.models():
+                models.source_of(self.identities.source(name), model_key(name, self.config))
             upstream = self._producer(name)
             if upstream is None:
                 continue
             record = upstream.record()
             if record is None:
+                self.elsewhere.append(name)
                 self.notes.append(f"{name} was made elsewhere (no provenance): taken as it is")
                 continue
             upstream.check_as_input(name)
@@ -266,6 +276,12 @@ class StageRun:
                                   f"{self.identities.edited(name)}: taken as it is; "
                                   f"python -m adg.verify {shlex.quote(str(self.folder))} looks "
                                   f"at all")
+
+    def keep_hashes(self) -> None:
+        """Keep what has been hashed for later commands, where that can be written."""
+        if self.record_path.parent.is_dir():
+            with contextlib.suppress(OSError):
+                self.identities.save()
 
     def check_as_input(self, name: str) -> None:
         """InputError where this stage's output, or what it was made from, does not fit."""
@@ -276,7 +292,7 @@ class StageRun:
             raise InputError(f"{self.folder}/{name} is unfinished: run {self.name} again")
         changes = _differences(record["parameters"], self.parameters) + [
             _describe(source, known, now) for source, known in record["inputs"].items()
-            if (now := self._now(source, record)) and _sha(now) != _sha(known)
+            if (now := self._now(source, record)) and differ(known, now)
         ]
         if changes:
             raise InputError(f"{self.folder}/{name} does not fit the configuration: "
@@ -375,8 +391,7 @@ class StageRun:
         present = [own for own in part.outputs if self.identities.artefact(own)]
         if present and not self.overwrite:
             reasons = ["it has no provenance"] if record is None else part._other_parameters(record)
-            if record and _sha(record["inputs"].get("model")) != _sha(
-                    self.identities.outside("model")):
+            if record and differ(record["inputs"].get("model"), part._now("model", record)):
                 reasons.append("model is another")
             if reasons:
                 raise InputError(f"{self.name} would add to {self.folder}/{', '.join(present)}, "
@@ -469,21 +484,27 @@ class StageRun:
         return any(line["label"] == self.label for line in known)
 
 
-def begin(name: str, config: Config, *, overwrite: bool = False) -> StageRun | None:
+def begin(name: str, config: Config, *, overwrite: bool = False,
+          dry_run: bool = False) -> StageRun | None:
     """Check a stage; its `start` is to be called before the first write. None where all is done.
 
     Raises InputError where inputs are missing, unfinished or do not belong together, and where a
-    dear stage's earlier output was made with other parameters. Changes nothing on disk.
+    dear stage's earlier output was made with other parameters. Changes nothing on disk, but for
+    the hashes that it keeps where all is done, and this is no `dry_run`.
     """
     distributed.join()
     run = StageRun(name, config, overwrite=overwrite)
     done = not overwrite and run.is_done()
     if not done:
         run.check_inputs()
+        if "pool.jsonl" in run.elsewhere and distributed.rank() == 0:
+            check_ids(Pool(run.folder))
     for note in dict.fromkeys(run.notes):
         distributed.say(f"[{run.label}] note: {note}")
     if done:
         distributed.say(f"[{run.label}] done before: nothing to do")
+        if not dry_run and distributed.rank() == 0:
+            run.keep_hashes()
         return None
     return run
 
@@ -507,8 +528,10 @@ def _sha(value: dict | None) -> str | None:
 
 
 def _describe(name: str, old: dict | None, new: dict | None) -> str:
+    key = "whole" if old and new and _sha(old) == _sha(new) else "sha256"  # what tells them apart
+
     def shown(value: dict | None) -> str:
-        return " ".join([value.get("name", ""), value["sha256"][:8]]).strip() if value else "absent"
+        return " ".join([value.get("name", ""), value[key][:8]]).strip() if value else "absent"
 
     return f"{name} was {shown(old)} and is {shown(new)}"
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from adg import artifacts
 from adg.errors import InputError
 
+_BLOCK = 1 << 12  # answered records that are checked at once
+
 
 def read_source(path: Path) -> Iterator[tuple[Any, dict]]:
     """(raw record, where it stands) of each record of a pool file: JSONL, or a JSON array (.json).
@@ -111,6 +113,16 @@ class Pool(artifacts.JsonlRows):
         return record
 
 
+def check_ids(pool: Pool) -> None:
+    """InputError where two records of a pool have the same id."""
+    lines: dict[str, str] = {}
+    for record, where in pool.numbered(range(len(pool))):
+        if (first := lines.setdefault(record["id"], where)) != where:
+            raise InputError(f"{where}: id is {record['id']!r}, as in line "
+                             f"{first.rpartition(':')[2]}: each record needs one of its own, by "
+                             f"which its answers and scores are told; rename one, or run prepare")
+
+
 class Answer(NamedTuple):
     """A generated answer: its text, and its token ids where generation.keep_token_ids kept them."""
 
@@ -134,11 +146,12 @@ class Answers(artifacts.JsonlRows):
                 f"records: it belongs to another pool, or a chunk is missing")
 
     def generated(self, wanted: range, *, num_answers: int, token_ids: bool = True,
-                  padded: bool = False) -> list[list[Answer]]:
+                  padded: bool = False, known_by: str = "generation.num_answers"
+                  ) -> list[list[Answer]]:
         """num_answers answers of each row of `wanted`, in pool order; without ids if not asked for.
 
         Raises InputError with file and line where a row is of another record, or has another number
-        of answers (padded: fewer are made up with empty ones).
+        of answers than `known_by` says (padded: fewer are made up with empty ones).
         """
         found = []
         for record, (row, where) in zip(self._pool.rows(wanted), self.numbered(wanted),
@@ -149,10 +162,15 @@ class Answers(artifacts.JsonlRows):
             if padded:
                 own += [Answer("")] * (num_answers - len(own))
             if len(own) != num_answers:
-                raise InputError(f"{where}: {len(own)} answers, but generation.num_answers is "
-                                 f"{num_answers}")
+                raise InputError(f"{where}: {len(own)} answers, but {known_by} is {num_answers}")
             found.append(own)
         return found
+
+    def check(self, *, num_answers: int, padded: bool, known_by: str) -> None:
+        """InputError where `generated` would raise one for any row."""
+        for rows in artifacts.chunk_bounds(len(self), _BLOCK):
+            self.generated(rows, num_answers=num_answers, token_ids=False, padded=padded,
+                           known_by=known_by)
 
     def texts_of(self, index: int, record: dict) -> list[str]:
         """The generated answers of one row, checked to be those of `record`."""

@@ -22,12 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from adg import artifacts, card, planning, provenance
-from adg.checks import check_budget
+from adg import arrays, artifacts, card, planning, provenance
+from adg.checks import check_budget, note_on_two_answers
 from adg.command import Command, parse_command
+from adg.config import Config
 from adg.distributed import run_script, say
 from adg.methods import METHODS, Choice
-from adg.methods.choice import words
+from adg.methods.choice import all_equal, words
 from adg.records import SUBSET_FIELDS, Answers, Pool, subset_names
 from adg.stages import inputs_of
 
@@ -41,7 +42,8 @@ def main() -> None:
 def select(command: Command) -> None:
     """The stage, as it is asked for."""
     config = command.config
-    run = provenance.begin("select", config, overwrite=command.overwrite)
+    run = provenance.begin("select", config, overwrite=command.overwrite,
+                           dry_run=command.dry_run)
     if run is None:
         return
     pool = Pool(run.folder)
@@ -58,6 +60,8 @@ def select(command: Command) -> None:
     with_answers = "answers/" in inputs_of("select", config)[1]
     with_answers = with_answers and (run.folder / "answers").is_dir()
     answers = Answers(run.folder, pool) if with_answers else None
+    if answers is not None:
+        check_answers(run, answers, config)
     run.start()
     folder = run.folder / "subsets" / config.selection.name
     sizes = {name: len(rows) for name, rows in choice.subsets._asdict().items()}
@@ -70,8 +74,20 @@ def select(command: Command) -> None:
     if "unscored" in choice.report:
         rows = np.flatnonzero(np.isnan(choice.columns["score"]))[:_LISTED]
         unscored = [pool.row(row)[0]["id"] for row in rows]
+    if note := note_on_two_answers(config, choice.columns["num_answers"].max()):
+        say(f"[select] note: {note}")
     show(choice, unscored)
     run.finish(records=len(pool), **choice.report, unscored_ids=unscored, subset_sizes=sizes)
+
+
+def check_answers(run: provenance.StageRun, answers: Answers, config: Config) -> None:
+    """InputError where answers or Grams were made elsewhere, and some row of the answers is another
+    record's than the pool's, or has not as many answers as the Grams."""
+    grams = next(name for name in inputs_of("select", config)[0] if "_grams/" in name)
+    if {"answers/", grams} & set(run.elsewhere):
+        answers.check(num_answers=arrays.width_of(run.folder / grams),
+                      padded=config.embedding.empty_answers != "leave_out",
+                      known_by=f"the size of the Gram matrices in {run.folder}/{grams}")
 
 
 def write_subsets(folder: Path, pool: Pool, choice: Choice,
@@ -116,6 +132,8 @@ def show(choice: Choice, unscored: list[str]) -> None:
                                if "unscored" in report else ""))
     if "dropped" in report:
         say(f"[select] {report['kept']} records kept, dropped: {words(report['dropped'])}")
+    if all_equal(choice.columns["score"]):
+        say("[select] note: all scores are equal, so they tell no record from another")
     if not len(choice.subsets.middle):
         say("[select] note: there is neither middle nor bottom")
     elif len(choice.subsets.middle) < len(choice.subsets.top):

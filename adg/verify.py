@@ -17,8 +17,9 @@ from adg import answer_vectors
 from adg.config import Config, load_config
 from adg.distributed import run_script
 from adg.errors import InputError
+from adg.hashes import HashCache
 from adg.history import read_log, read_records
-from adg.identity import HashCache, Identities
+from adg.identity import Identities, differ
 from adg.method_facts import outside_inputs
 from adg.stages import OUTSIDE, STAGES
 
@@ -85,14 +86,15 @@ def _changed(run: Path, identities: Identities, name: str, written: dict | None,
 def _foreign(label: str, name: str, known: dict, records: dict[str, dict], makers: dict[str, str],
              identities: Identities) -> Iterator[str]:
     """Whether a stage's input is not what is there, or not what its maker wrote."""
-    if name in ("train.model", *outside_inputs()):
-        return  # each NAME has its own
     if name in OUTSIDE:
+        own = name in ("train.model", *outside_inputs())  # each NAME has one of its own
+        if own and name not in identities.models():
+            return
         try:
-            now = identities.outside(name)
+            now = identities.outside(name, whole="whole" in known)
         except InputError:
             return  # a source may be gone once it has been read
-        if now is not None and now["sha256"] != known["sha256"]:
+        if now is not None and differ(known, now) and not (own and now["name"] != known["name"]):
             yield f"{label} was made with another {name} than there is now ({known['name']})"
         return
     maker = makers.get(name)
@@ -109,9 +111,9 @@ def _at_odds(records: dict[str, dict]) -> Iterator[str]:
     sample, embed = records.get("sample"), records.get("embed")
     if not sample or not embed:
         return
-    models = [record["inputs"].get("model", {}) for record in (sample, embed)]
-    if models[0].get("sha256") != models[1].get("sha256"):
-        yield f"embed used {models[1].get('name')}, but sample another model, {models[0]['name']}"
+    models = [record["inputs"].get("model") for record in (sample, embed)]
+    if all(models) and differ(*models):
+        yield f"embed used {models[1]['name']}, but sample another model, {models[0]['name']}"
     for key in sorted(sample["parameters"].keys() & embed["parameters"].keys()):
         a, b = sample["parameters"][key], embed["parameters"][key]
         if key.startswith(_SHARED) and a != b:

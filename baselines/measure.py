@@ -61,7 +61,8 @@ def main() -> None:
     if not config.selection.facts().measures():
         raise InputError(f"selection.method is {method}, which measures nothing as it is "
                          f"configured; methods that do: {', '.join(MEASURERS)}")
-    run = provenance.begin("measure", config, overwrite=command.overwrite)
+    run = provenance.begin("measure", config, overwrite=command.overwrite,
+                           dry_run=command.dry_run)
     if run is None:
         return
     pool = Pool(run.folder)

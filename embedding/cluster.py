@@ -32,7 +32,8 @@ _LARGE = 1 << 30  # bytes of a scratch file whose place is said
 def main() -> None:
     command = parse_command(__doc__)
     config = command.config
-    run = provenance.begin("cluster", config, overwrite=command.overwrite)
+    run = provenance.begin("cluster", config, overwrite=command.overwrite,
+                           dry_run=command.dry_run)
     if run is None:
         return
     num_records = len(Pool(run.folder))

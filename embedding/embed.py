@@ -48,7 +48,8 @@ from embedding.sequences import RECIPES, Encoder, Row
 def main() -> None:
     command = parse_command(__doc__)
     config = command.config
-    run = provenance.begin("embed", config, overwrite=command.overwrite)
+    run = provenance.begin("embed", config, overwrite=command.overwrite,
+                           dry_run=command.dry_run)
     if run is None:
         return
     folder = models.local_folder(config.model.name_or_path, config.output_dir)

@@ -71,6 +71,7 @@ class Row(NamedTuple):
     differs: tuple[str, ...] = ()  # settings other than the paper's, with the paper's
     folders: tuple[Path, ...] = ()  # RUN/eval/NAME of each run behind it
     asked: dict[str, int] = {}  # questions by benchmark
+    whole: dict[str, str] = {}  # hashes of whole models by input, where they were taken
 
 
 # Ours
@@ -91,7 +92,8 @@ def rows_of(run: Path, published: dict,
         parameters = [record.get("parameters", {}) for record in behind]
         row = Row(identify(records, name, published), _cells(result), "ours",
                   (f"{run.name}: {name}",), *_settings(parameters, _sources(behind)),
-                  _differences(parameters, recipe), (path.parent,), result["questions"])
+                  _differences(parameters, recipe), (path.parent,), result["questions"],
+                  _sources(behind, "whole"))
         found.append(row)
     return found
 
@@ -203,11 +205,11 @@ def _labels_behind(records: dict[str, dict], name: str) -> list[str]:
     return [*labels, f"finetune {name}", f"evaluate {name}"]
 
 
-def _sources(behind: list[dict]) -> dict[str, str]:
+def _sources(behind: list[dict], key: str = "sha256") -> dict[str, str]:
     """{input: SHA-256} of the pool, models and files that an evaluated model came from."""
-    return {name: source["sha256"] for record in behind
+    return {name: source[key] for record in behind
             for name, source in record.get("inputs", {}).items()
-            if name in _SOURCES and "sha256" in source}
+            if name in _SOURCES and key in source}
 
 
 def _settings(parameters: list[dict[str, Any]],
@@ -252,10 +254,17 @@ def by_cell(rows: Iterable[Row]) -> list[Row]:
     grouped: dict[tuple, list[Row]] = {}
     for row in rows:
         key = (row.identity, row.settings)
-        if not row.seeds or row.seeds in [other.seeds for other in grouped.get(key, ())]:
+        others = grouped.get(key, ())
+        if (not row.seeds or row.seeds in [other.seeds for other in others]
+                or any(_other_models(row, other) for other in others)):
             key = (*key, row.names)  # not known to be another seed: a row of its own
         grouped.setdefault(key, []).append(row)
     return [own[0] if len(own) == 1 else _averaged(key[0], own) for key, own in grouped.items()]
+
+
+def _other_models(row: Row, other: Row) -> bool:
+    """Whether two rows have models that differ as a whole, though their samples are the same."""
+    return any(other.whole.get(name, value) != value for name, value in row.whole.items())
 
 
 def _averaged(identity: Identity, rows: list[Row]) -> Row:

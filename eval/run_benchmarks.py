@@ -34,7 +34,8 @@ def main() -> None:
     command = parse_command(__doc__)
     config = command.config
     check_consent(config)
-    run = provenance.begin("evaluate", config, overwrite=command.overwrite)
+    run = provenance.begin("evaluate", config, overwrite=command.overwrite,
+                           dry_run=command.dry_run)
     if run is None:
         return
     folder = run.folder / "eval" / config.eval.name

@@ -64,7 +64,7 @@ def main() -> None:
         if len(runs) == 1 and (runs[0] / "config.yaml").is_file():
             config = load_config(runs[0] / "config.yaml", [])
             config.output_dir = str(runs[0])
-            run = provenance.begin("tables", config)
+            run = provenance.begin("tables", config, dry_run=arguments.dry_run)
     if not arguments.quiet:
         rows, notes = collect(runs, names=arguments.rows, paper=arguments.paper)
         print_table(as_table(rows, notes, columns=arguments.benchmarks or columns_of(

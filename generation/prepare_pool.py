@@ -38,7 +38,8 @@ _NAMED = 20  # fields that are named
 def main() -> None:
     command = parse_command(__doc__)
     config = command.config
-    run = provenance.begin("prepare", config, overwrite=command.overwrite)
+    run = provenance.begin("prepare", config, overwrite=command.overwrite,
+                           dry_run=command.dry_run)
     if run is None:
         return
     if command.dry_run:

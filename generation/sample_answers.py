@@ -35,7 +35,7 @@ from adg import (
     provenance,
     watchdog,
 )
-from adg.checks import check_bins, check_budget
+from adg.checks import check_bins, check_budget, note_on_two_answers
 from adg.command import parse_command
 from adg.config import Config
 from adg.errors import InputError
@@ -54,7 +54,8 @@ def main() -> None:
     if command.show_prompts:
         show_prompts(command.show_prompts, config)
         return
-    run = provenance.begin("sample", config, overwrite=command.overwrite)
+    run = provenance.begin("sample", config, overwrite=command.overwrite,
+                           dry_run=command.dry_run)
     if run is None:
         return
     if config.embedding.source == "sampling":
@@ -92,6 +93,8 @@ def main() -> None:
     if unused:
         distributed.say(f"[sample] note: the model's generation_config.json asks for {unused}, "
                         f"which is not done: the section generation decides")
+    if note := note_on_two_answers(config, config.generation.num_answers):
+        distributed.say(f"[sample] note: {note}")
     run.start(follow=lambda: earlier.set_aside(run.folder, unfit()))
     mine = distributed.my_share(distributed.agreed("chunks to do", missing))
     before = earlier.Earlier(run.folder)

@@ -42,7 +42,8 @@ def main() -> None:
     command = parse_command(__doc__)
     config = command.config
     sharding = read_sharding(config)
-    run = provenance.begin("finetune", config, overwrite=command.overwrite)
+    run = provenance.begin("finetune", config, overwrite=command.overwrite,
+                           dry_run=command.dry_run)
     if run is None:
         return
     model, work = (run.folder / name / config.train.name for name in ("models", "train"))

@@ -19,6 +19,12 @@ class Choice(NamedTuple):
     report: dict[str, Any]
 
 
+def all_equal(scores: np.ndarray) -> bool:
+    """Whether scores [N] (NaN: none) tell none of several records from another."""
+    known = scores[~np.isnan(scores)]
+    return len(known) > 1 and known.min() == known.max()
+
+
 def words(counts: dict[str, int]) -> str:
     """Counts by what they count, those above 0: "3 empty, 12 too long"."""
     return ", ".join(f"{number} {what}" for what, number in counts.items() if number) or "none"

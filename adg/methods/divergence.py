@@ -17,6 +17,8 @@ from adg.records import Pool
 from adg.selection import RECIPES
 
 _BLOCK = 8192  # Gram matrices that one thread has at hand
+_ROUNDING = 1e-6  # share of D, and of the whole range of I, that float32 Grams leave uncertain
+_OFF_CENTRE = 1e-3  # of the sizes in a row, what rounding may leave of its sum: float16 does half
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -27,6 +29,7 @@ def choose_by_divergence(folder: Path, pool: Pool, config: Config) -> Choice:
     grams = f"window_grams/{settings.window}" if settings.window else "answer_grams"
     columns = score_grams(folder / grams, len(pool), settings.anisotropy_weight,
                           first=settings.num_answers)
+    check_told_apart(columns, settings.anisotropy_weight, folder / grams)
     select = RECIPES[settings.recipe]
     subsets = select(columns["score"], bins, settings.budget)
     alone = {f"{term}_alone": len(np.intersect1d(
@@ -68,10 +71,36 @@ def score_grams(folder: Path, num_records: int, anisotropy_weight: float, *,
             "score": geometry.divergence_score(dispersion, anisotropy, anisotropy_weight)}
 
 
+def check_told_apart(columns: dict[str, np.ndarray], anisotropy_weight: float,
+                     folder: Path) -> None:
+    """InputError where several records are scored and all scores are equal, which select nothing.
+
+    They count as equal where they differ by no more than the rounding of float32 Grams, which is
+    relative in D and absolute in I.
+    """
+    scored = ~np.isnan(columns["score"])
+    scores, spread = columns["score"][scored], columns["dispersion"][scored]
+    if len(scores) < 2 or np.ptp(scores) > _ROUNDING * geometry.divergence_score(
+            spread.max(), 1.0, anisotropy_weight):
+        return
+    why = "make the vectors again, or choose by another selection.method"
+    if not spread.any():
+        why = ("the answers to each record all have the same vector: draw others, as with a higher "
+               "generation.temperature")
+    elif anisotropy_weight == 1:
+        why = ("the anisotropy of two answers is 0 by construction" if (
+                   columns["num_answers"].max() == 2) else "the anisotropy is the same everywhere")
+        why += (", and selection.anisotropy_weight=1 leaves nothing else: lower it, or have more "
+                "answers")
+    raise InputError(f"{folder}/: the scores of all {len(scores)} records are equal "
+                     f"({scores[0]:.4g}), so they select nothing: {why}")
+
+
 def check_grams(grams: np.ndarray, block: arrays.Block) -> None:
     """InputError where [B, K, K] cannot be Gram matrices of centred unit vectors.
 
-    Each is symmetric with a trace from 0 to K; a missing answer is NaN in its whole row and column.
+    Each is symmetric with a trace from 0 to K, no negative value on its diagonal, and rows that sum
+    to 0; a missing answer is NaN in its whole row and column.
     """
     num_answers = grams.shape[1]
     if grams.shape[1] != grams.shape[2] or num_answers < 2:
@@ -83,11 +112,23 @@ def check_grams(grams: np.ndarray, block: arrays.Block) -> None:
     with np.errstate(invalid="ignore", over="ignore"):
         trace = np.trace(filled, axis1=1, axis2=2)
         uneven = np.abs(filled - np.swapaxes(filled, 1, 2)).max(axis=(1, 2))
+        rest = np.abs(filled.sum(axis=2)) - _OFF_CENTRE * np.abs(filled).sum(axis=2)     # [B, K]
     stray = (~np.isnan(grams) & hidden).any(axis=(1, 2))
-    good = (uneven <= 1e-4) & (trace >= -1e-4) & (trace <= num_answers * (1 + 1e-4)) & ~stray
-    if not good.all():
-        raise InputError(f"{arrays.place_in(block, np.flatnonzero(~good)[0])} is no Gram matrix "
-                         f"of centred unit vectors; make its chunk again")
+    good = {
+        "a missing answer is NaN in its whole row and column": ~stray,
+        "its values are finite": np.isfinite(filled).all(axis=(1, 2)),
+        "it is symmetric": uneven <= 1e-4,
+        "its diagonal has no negative value": (
+            np.diagonal(filled, axis1=1, axis2=2) >= -1e-6).all(axis=1),
+        f"its trace is at most {num_answers}": trace <= num_answers * (1 + 1e-4),
+        "its rows sum to 0, as vectors less their mean give": (rest <= 1e-6).all(axis=1),
+    }
+    bad = ~np.logical_and.reduce([*good.values()])                                      # [B]
+    if bad.any():
+        row = np.flatnonzero(bad)[0]
+        rule = next(rule for rule, holds in good.items() if not holds[row])
+        raise InputError(f"{arrays.place_in(block, row)} is no Gram matrix of centred unit vectors "
+                         f"({rule}); make its chunk again")
 
 
 def describe_scores(columns: dict[str, np.ndarray], anisotropy_weight: float) -> dict:

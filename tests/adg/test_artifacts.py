@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adg import arrays, artifacts, identity
+from adg import arrays, artifacts, hashes, identity
 from adg.errors import InputError
-from adg.identity import HashCache
+from adg.hashes import HashCache
 
 
 def test_a_writer_killed_at_any_step_leaves_the_old_file(tmp_path: Path):
@@ -77,6 +77,26 @@ def test_arrays_are_checked(tmp_path: Path):
         arrays.array_blocks(folder, 3, row_dims=1, block_size=9)
 
 
+@pytest.mark.parametrize(("names", "message"), [
+    ("00000 00002", "00002.npy: comes after 00000.npy, and a file between them is missing"),
+    ("00000 00001 extra_copy", "extra_copy.npy: no number, unlike the other .npy files"),
+    ("1 2 02", "2.npy: comes after 02.npy, and has the same number"),
+    ("", "holds no .npy file"),
+    ("2 1 10 9 8 7 6 5 4 3", None), ("part-b part-a", None), ("mine", None), ("7", None),
+])
+def test_the_order_of_chunks_is_certain_or_refused(tmp_path: Path, names: str, message: str | None):
+    for name in names.split():
+        (tmp_path / f"{name}.npy").touch()
+    (tmp_path / ".00000.npy.partial").touch()
+    (tmp_path / "notes.txt").touch()
+    if message is None:
+        found = [path.stem for path in artifacts.chunk_files(tmp_path, "npy")]
+        assert found == sorted(names.split(), key=lambda name: (len(name), name))
+    else:
+        with pytest.raises(InputError, match=message):
+            artifacts.chunk_files(tmp_path, "npy")
+
+
 def test_the_hash_of_a_changed_file_is_made_anew(tmp_path: Path):
     path = tmp_path / "x"
     path.write_text("one")
@@ -96,20 +116,20 @@ def test_the_hash_of_a_folder_is_made_of_several_files_at_once(tmp_path: Path, m
     expected = hashlib.sha256("".join(
         f"a/{i} {hashlib.sha256(f'content {i}'.encode()).hexdigest()}\n" for i in range(5)
     ).encode()).hexdigest()
-    together, read = threading.Barrier(2), identity._sha256
+    together, read = threading.Barrier(2), hashes._sha256
 
     def read_beside_another(path: Path) -> str:
         if path.name in ("3", "4"):
             together.wait(timeout=60)  # an error where no other file is being read
         return read(path)
 
-    monkeypatch.setattr(identity, "_sha256", read_beside_another)
+    monkeypatch.setattr(hashes, "_sha256", read_beside_another)
     cache = HashCache(tmp_path / "cache.json")
     assert cache.tree(tmp_path, files) == expected
     cache.save()
-    monkeypatch.setattr(identity, "_sha256", None)  # nothing is new: nothing is read
+    monkeypatch.setattr(hashes, "_sha256", None)  # nothing is new: nothing is read
     assert HashCache(tmp_path / "cache.json").tree(tmp_path, files) == expected
-    monkeypatch.setattr(identity, "_sha256", read)
+    monkeypatch.setattr(hashes, "_sha256", read)
     (tmp_path / "a/3").write_text("other")
     cache = HashCache(tmp_path / "cache.json")
     assert cache.tree(tmp_path, files) != expected and cache.edited == {tmp_path / "a/3"}

@@ -15,7 +15,9 @@ def test_two_orthogonal_answers_by_hand():
     grams = centred_grams(np.array([[3.0, 0.0], [0.0, 0.5]]))  # lengths do not matter
     assert np.allclose(grams, [[0.5, -0.5], [-0.5, 0.5]])
     assert dispersion(grams) == pytest.approx(0.5)  # 1 - |mean|^2 = 1 - 1/2
-    assert anisotropy(grams) == pytest.approx(0.0, abs=1e-12)  # two points lie on a line
+    assert anisotropy(grams) == 0.0  # two points lie on a line
+    stored = centred_grams(np.random.default_rng(0).normal(size=(20, 2, 32))).astype(np.float32)
+    assert (anisotropy(stored) == 0).all()  # and no rounding of it ranks one record above another
 
 
 def test_answers_along_axes_spread_in_all_directions():

@@ -11,13 +11,14 @@ from conftest import RECORDS
 from adg import arrays, artifacts, score_and_select, summary
 from adg.compare_runs import compare, read_selection
 from adg.config import load_config
+from adg.errors import InputError
 from adg.geometry import anisotropy, centred_grams, dispersion
 from adg.history import read_records
 from adg.methods import divergence
 from adg.selection import select_paper
 from adg.stages import needed_stages
 from adg.verify import verify
-from generation import prepare_pool
+from generation import prepare_pool, sample_answers
 
 
 @pytest.fixture
@@ -114,6 +115,51 @@ def test_a_record_without_answers_is_listed_and_its_neighbours_keep_their_rows(
     assert [row["id"] for row in rows] == [f"r{i}" for i in range(10)]
     assert rows[4]["score"] is None and rows[4]["num_answers"] == 0
     assert rows[5]["dispersion"] == pytest.approx(dispersion(grams[5]), abs=1e-6)
+
+
+def put_vectors(run: Path, vectors: np.ndarray) -> None:
+    """Grams of answers' vectors [10, K, H] made elsewhere, and one bin for all."""
+    arrays.write_array(run / "answer_grams/00000.npy", centred_grams(vectors).astype(np.float32))
+    arrays.write_array(run / "bins.npy", np.zeros(10, np.int32))
+
+
+_CLOUDS = np.random.default_rng(3).normal(size=(10, 3, 8))
+
+
+@pytest.mark.parametrize(("vectors", "weight", "why"), [
+    (_CLOUDS[:, :2], 1, "the anisotropy of two answers is 0 by construction, .*weight=1 leaves"),
+    (_CLOUDS[:, [0, 1, 1]], 1, "the anisotropy is the same everywhere"),
+    (np.repeat(_CLOUDS[:, :1], 3, axis=1), 0.4, "the answers to each record all have the same"),
+    (np.repeat(_CLOUDS[:1], 10, axis=0), 0.4, "make the vectors again"),
+])
+def test_scores_that_are_all_equal_select_nothing(config_file, stage, tmp_path, vectors, weight,
+                                                  why):
+    stage(prepare_pool, config_file())
+    put_vectors(tmp_path / "run", vectors)
+    with pytest.raises(InputError, match=f"answer_grams/: the scores of all 10 .* equal .*{why}"):
+        stage(score_and_select, config_file(), f"selection.anisotropy_weight={weight}")
+    assert not (tmp_path / "run/subsets").exists()
+
+
+def test_two_answers_have_no_anisotropy_and_sample_and_select_say_so(config_file, stage, tmp_path,
+                                                                     capsys):
+    stage(prepare_pool, config_file())
+    put_vectors(tmp_path / "run", _CLOUDS)
+    note = "note: the anisotropy of two answers is 0 by construction"
+    stage(score_and_select, config_file())
+    stage(score_and_select, config_file(), "selection.num_answers=2",
+          "selection.anisotropy_weight=0")
+    assert note not in capsys.readouterr().out
+    stage(score_and_select, config_file(), "selection.num_answers=2")
+    assert f"[select] {note} (they lie on a line): dispersion alone" in capsys.readouterr().out
+    stage(sample_answers, config_file(), "generation.num_answers=2",
+          "selection.anisotropy_weight=1")
+    assert f"[sample] {note} (they lie on a line): with selection.ani" in capsys.readouterr().out
+
+
+def test_other_scores_that_are_all_equal_are_noted(select, capsys):
+    select("selection.method=longest")  # of ten outputs as long as each other
+    assert "[select] note: all scores are equal" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", ["adg", "all"])

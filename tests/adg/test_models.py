@@ -1,4 +1,6 @@
 import functools
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -6,10 +8,15 @@ import pytest
 from conftest import RECORDS
 
 from adg import artifacts, models
+from adg.config import load_config
 from adg.errors import InputError
+from adg.hashes import HashCache
+from adg.identity import differ
 from adg.models import identity, local_folder, source_of
+from adg.pipeline import check_ahead
+from baselines import measure
 from embedding import embed
-from generation import prepare_pool
+from generation import prepare_pool, sample_answers
 
 
 @pytest.mark.parametrize(("name", "message"), [
@@ -145,3 +152,113 @@ def test_a_gguf_file_that_a_process_group_keeps_from_being_saved_leaves_no_folde
     with pytest.raises(InputError, match="no config.json|no weights"):
         local_folder(str(tiny_gguf), str(tmp_path / "run"))
     assert not [path for path in (tmp_path / "models").iterdir() if not path.name.startswith(".")]
+
+
+def test_a_change_between_the_samples_shows_in_the_hash_of_the_whole(tiny_model, tmp_path,
+                                                                      monkeypatch):
+    monkeypatch.setattr(models, "_BLOCKS", 2)  # the first and the last
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    hashes = HashCache(tmp_path / "cache.json")
+    before = identity(str(copy), hashes=hashes)
+    assert before["whole"] == identity(str(tiny_model), hashes=hashes)["whole"]
+    os.utime(copy / "model.safetensors", ns=(1, 1))
+    assert identity(str(copy), hashes=hashes) == before  # the same bytes are the same model
+    zero_the_middle(copy / "model.safetensors")
+    after = identity(str(copy), hashes=hashes)
+    assert after["sha256"] == before["sha256"] and after["whole"] != before["whole"]
+    assert differ(before, after)
+    old = {key: value for key, value in before.items() if key != "whole"}
+    assert not differ(old, after) and not differ(after, old)
+
+
+def zero_the_middle(path: Path) -> None:
+    """Zero a part of a weight file in place."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(64))
+
+
+def test_a_gguf_file_that_was_changed_in_place_has_a_folder_of_its_own(
+        tiny_gguf: Path, tiny_model: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(models, "_BLOCKS", 2)
+    monkeypatch.setattr(models, "_save_dequantised", lambda source, folder: shutil.copytree(
+        tiny_model, folder, dirs_exist_ok=True))
+    gguf = tmp_path / "tiny.gguf"
+    shutil.copy(tiny_gguf, gguf)
+    run = str(tmp_path / "run")
+    before = local_folder(str(gguf), run)
+    os.utime(gguf, ns=(1, 1))
+    assert local_folder(str(gguf), run) == before
+    zero_the_middle(gguf)
+    assert local_folder(str(gguf), run) != before
+
+
+def edit_config(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+def cut(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 4)
+
+
+def shard(folder: Path, *shards: str) -> None:
+    """Have the weights in a first shard, and an index that names `shards`."""
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(
+        {"weight_map": {str(number): name for number, name in enumerate(shards)}}))
+
+
+def leave_an_adapter(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").unlink()
+
+
+_SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (cut, "model.safetensors is no whole safetensors file .incomplete metadata.*download it again"),
+    (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com"),
+     "model.safetensors is a pointer of Git LFS"),
+    (lambda folder: shard(folder, *_SHARDS), "1 of the 2 weight files that .*index.json names are "
+                                             "not there .model-00002-of-00002.safetensors."),
+    (lambda folder: (shard(folder, _SHARDS[0]), (folder / "model.safetensors.index.json")
+                     .write_text("{}")), "index.json is no index of weight files"),
+    (lambda folder: edit_config(folder, vocab_size=384), "vocab_size is 384 in .*config.json, but "
+                                                         r"model.embed_tokens.weight .* \[\d+, 64"),
+    (leave_an_adapter, "holds an adapter .LoRA. alone, .* merge it into its base model first"),
+])
+def test_a_damaged_model_is_refused_before_any_work(config_file, stage, tiny_model, tmp_path,
+                                                    damage, message):
+    model = Path(shutil.copytree(tiny_model, tmp_path / "damaged"))
+    damage(model)
+    for names, key in ((["sample"], "model.name_or_path"), (["embed"], "model.name_or_path"),
+                       (["measure"], "selection.ifd.model_name_or_path"),
+                       (["finetune"], "train.model_name_or_path")):
+        config = load_config(config_file(), [f"{key}={model}", "selection.method=ifd"])
+        with pytest.raises(InputError, match=f"^{key}: .*{message}") as error:
+            check_ahead(names, config)
+        assert "\n" not in str(error.value)
+    stage(prepare_pool, config_file())
+    with pytest.raises(InputError, match=message):
+        stage(sample_answers, config_file(), f"model.name_or_path={model}", "--show-prompts", 1)
+    with pytest.raises(InputError, match=f"^selection.ifd.model_name_or_path: .*{message}"):
+        stage(measure, config_file(), f"selection.ifd.model_name_or_path={model}",
+              "selection.method=ifd", "--dry-run")
+    assert not list((tmp_path / "run").glob("provenance/measure*"))
+
+
+@pytest.mark.parametrize("change", [
+    lambda folder: shard(folder, _SHARDS[0]),
+    lambda folder: (folder / "adapter_model.safetensors").write_bytes(b""),  # beside the model
+    lambda folder: edit_config(folder, vocab_size=384, auto_map={}),  # its own code reads that
+    lambda folder: edit_config(folder, vocab_size=384, text_config={"hidden_size": 64}),
+])
+def test_what_a_loader_may_take_is_not_refused(tiny_model, tmp_path, change):
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    change(model)
+    assert source_of(str(model)) == model

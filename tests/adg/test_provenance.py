@@ -1,6 +1,8 @@
 """What is done, redone, refused or taken as it is. The stages run for real, but for the engines."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,21 @@ import numpy as np
 import pytest
 from conftest import RECORDS
 
-from adg import arrays, artifacts, distributed, provenance, score_and_select, watchdog
+from adg import (
+    arrays,
+    artifacts,
+    distributed,
+    hashes,
+    models,
+    pipeline,
+    provenance,
+    score_and_select,
+    watchdog,
+)
 from adg.config import Config, load_config
 from adg.errors import InputError
 from adg.geometry import centred_grams
+from adg.methods.divergence import score_grams
 from adg.provenance import StageRun, begin
 from adg.stages import parameters_of
 from embedding import cluster, embed
@@ -197,6 +210,66 @@ def test_another_model_is_refused(config_file, pool_folder, tiny_model, tmp_path
         begin("embed", load_config(config_file(), [f"model.name_or_path={other}"]))
 
 
+@pytest.fixture
+def changeable(tiny_model, tmp_path, monkeypatch) -> Path:
+    """A copy of the tiny model of which only both ends are sampled."""
+    monkeypatch.setattr(models, "_BLOCKS", 2)
+    return Path(shutil.copytree(tiny_model, tmp_path / "changeable"))
+
+
+def zero_the_middle(model: Path) -> None:
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek((model / "model.safetensors").stat().st_size // 2)
+        file.write(bytes(64))
+
+
+def sampled_with(model: Path, config_file, folder: Path) -> Config:
+    """The configuration of a finished stage sample with a model."""
+    config = load_config(config_file(), [f"model.name_or_path={model}"])
+    run = started("sample", config)
+    write_answers(folder)
+    run.finish(records=len(RECORDS))
+    return config
+
+
+def test_a_model_changed_in_place_is_another_one(config_file, pool_folder, changeable):
+    config = sampled_with(changeable, config_file, pool_folder)
+    zero_the_middle(changeable)
+    with pytest.raises(InputError, match=r"sample: model was \S+ (\w{8}) and is \S+ (?!\1)\w{8}\. "
+                                         r"What .* --overwrite"):
+        begin("sample", config)
+    with pytest.raises(InputError, match="answers/ does not fit .* model was .* run sample again"):
+        begin("embed", config)
+
+
+def test_a_model_is_hashed_once_and_by_rank_0_alone(config_file, pool_folder, changeable,
+                                                    monkeypatch):
+    read, sha256 = [], hashes._sha256
+    monkeypatch.setattr(hashes, "_sha256", lambda path: read.append(path.name) or sha256(path))
+    config = load_config(config_file(), [f"model.name_or_path={changeable}"])
+    assert not pipeline.already_done("sample", config) and "model.safetensors" not in read
+    sampled_with(changeable, config_file, pool_folder)
+    assert read.count("model.safetensors") == 1
+    os.utime(changeable / "model.safetensors", ns=(1, 1))  # the same model
+    assert begin("sample", config, dry_run=True) is None  # which keeps nothing
+    monkeypatch.setenv("RANK", "1")
+    assert begin("sample", config) is None and read.count("model.safetensors") == 2
+    monkeypatch.setenv("RANK", "0")
+    for _ in range(2):
+        assert pipeline.already_done("sample", config)
+        assert begin("embed", config) is not None
+    assert read.count("model.safetensors") == 3
+
+
+def test_a_record_without_the_hash_of_the_whole_model_goes_on(config_file, pool_folder, changeable):
+    config = sampled_with(changeable, config_file, pool_folder)
+    path = pool_folder / "provenance/sample.json"
+    record = json.loads(path.read_text())
+    assert record["inputs"]["model"].pop("whole")
+    artifacts.write_json(path, record)
+    assert begin("sample", config) is None and begin("embed", config) is not None
+
+
 @pytest.mark.parametrize(("array", "message"), [
     (np.zeros(9, np.int32), r"bins.npy: int32 of shape \(9,\)"),
     (np.zeros(10, np.float32), "bins.npy: float32"),
@@ -275,19 +348,66 @@ def test_overwrite_keeps_what_is_there_until_all_is_checked(config_file, stage, 
     assert (run_folder / "subsets/adg/top.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda grams: grams.__setitem__((4, 0, 0), np.inf),
-    lambda grams: grams.__setitem__((4, 0, 1), np.nan),
-    lambda grams: grams.__setitem__((4, 0, 1), 0.7),
-    lambda grams: grams.__setitem__(4, 100.0),
-    lambda grams: grams.__setitem__(4, -np.eye(3)),
+_FLAT = np.array([[2, -1, -1], [-1, -1, 2], [-1, 2, -1]]) / 9  # symmetric, of rows that sum to 0
+
+
+@pytest.mark.parametrize(("place", "values", "rule"), [
+    ((4, 0, 0), np.inf, "its values are finite"),
+    ((4, 0, 1), np.nan, "its values are finite"),
+    ((4, 0, 0), np.nan, "a missing answer is NaN in its whole row and column"),
+    ((4, 0, 1), 0.7, "it is symmetric"),
+    (4, 100.0, "its trace is at most 3"),
+    (4, _FLAT, "its diagonal has no negative value"),
+    (4, np.eye(3), "its rows sum to 0"),
+    (4, np.eye(3) - 1 / 3 + 0.001, "its rows sum to 0"),
 ])
-def test_what_is_no_gram_matrix_is_named_by_row(config_file, stage, run_folder, spoil):
+def test_what_is_no_gram_matrix_is_named_by_row(config_file, stage, run_folder, place, values,
+                                                rule):
     grams = np.load(run_folder / "answer_grams/00000.npy")
-    spoil(grams)
+    grams[place] = values
     arrays.write_array(run_folder / "answer_grams/00000.npy", grams)
-    with pytest.raises(InputError, match=r"00000.npy: row 4 is no Gram matrix"):
+    with pytest.raises(InputError, match=f"00000.npy: row 4 is no Gram matrix .*{rule}"):
         stage(score_and_select, config_file())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("spread", [1.0, 1e-4])
+def test_rounding_takes_no_gram_matrix_off_its_centre(tmp_path, dtype, spread):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(200, 1, 64)) + spread * rng.normal(size=(200, 7, 64))
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    vectors = vectors.astype(np.float32)
+    for centred in (vectors, vectors - vectors.mean(axis=1, keepdims=True)):
+        grams = (centred_grams(centred) if centred is vectors
+                 else centred @ centred.swapaxes(1, 2)).astype(dtype)
+        arrays.write_array(tmp_path / "00000.npy", grams)
+        assert len(score_grams(tmp_path, 200, 0.4)["score"]) == 200
+
+
+def test_a_pool_made_elsewhere_with_an_id_twice_is_refused(config_file, stage, run_folder):
+    rows = [json.loads(line) for line in (run_folder / "pool.jsonl").open()]
+    artifacts.write_jsonl(run_folder / "pool.jsonl", [*rows[:7], rows[7] | {"id": "r2"}, *rows[8:]])
+    shutil.rmtree(run_folder / "provenance")
+    with pytest.raises(InputError, match="pool.jsonl:8: id is 'r2', as in line 3"):
+        stage(score_and_select, config_file(), "selection.method=random")
+
+
+def test_answers_made_elsewhere_are_those_of_pool_and_grams(config_file, stage, run_folder):
+    write_answers(run_folder, [*RECORDS[:7], RECORDS[8], RECORDS[7], RECORDS[9]])
+    with pytest.raises(InputError, match="answers/00000.jsonl:8: id is 'r8', but 'r7' in that row"):
+        stage(score_and_select, config_file(), "selection.budget=1")
+    write_answers(run_folder)
+    stage(score_and_select, config_file(), "selection.budget=1")
+    chosen = [json.loads((run_folder / f"subsets/adg/{name}.json").read_text())[0]["id"]
+              for name in ("top", "middle", "bottom")]
+    assert not {"r7", "r8"} & {*chosen}  # every row was looked at, not the chosen ones alone
+    vectors = np.random.default_rng(0).normal(size=(len(RECORDS), 5, 8))
+    arrays.write_array(run_folder / "answer_grams/00000.npy", centred_grams(vectors).astype("f4"))
+    with pytest.raises(InputError, match="answers/00000.jsonl:1: 3 answers, but the size of the "
+                                         "Gram matrices in .*answer_grams/ is 5"):
+        stage(score_and_select, config_file())
+    stage(score_and_select, config_file(), "embedding.recipe=released",
+          "embedding.empty_answers=instruction")  # which makes up what is missing
 
 
 def test_hand_made_chunks_are_read_in_the_order_of_their_numbers(run_folder):

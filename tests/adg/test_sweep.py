@@ -32,13 +32,13 @@ def stages(run: Path) -> list[str]:
 
 
 def test_every_combination_is_selected_once(config_file, stage, run_folder, capsys):
-    over = ("--over", "selection.anisotropy_weight=0,1", "--over", "selection.num_answers=2,null")
+    over = ("--over", "selection.anisotropy_weight=0,.5", "--over", "selection.num_answers=2,null")
     with pytest.raises(SystemExit) as ended:
         stage(sweep, config_file(), *over)
     assert ended.value.code == 0
     names = [f"anisotropy_weight-{weight}_num_answers-{number}"
-             for weight in "01" for number in ("2", "null")]
-    for name, (weight, number) in zip(names, [(0, 2), (0, "null"), (1, 2), (1, "null")],
+             for weight in ("0", ".5") for number in ("2", "null")]
+    for name, (weight, number) in zip(names, [(0, 2), (0, "null"), (.5, 2), (.5, "null")],
                                       strict=True):
         stage(score_and_select, config_file(), "selection.name=x", "--overwrite",
               f"selection.anisotropy_weight={weight}", f"selection.num_answers={number}")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import command
 
-from adg import artifacts, score_and_select
+from adg import artifacts, models, score_and_select, watchdog
 from adg.config import load_config
 from adg.history import read_records
+from adg.provenance import StageRun
 from adg.verify import verify
 from embedding import cluster, embed
 from generation import prepare_pool, sample_answers
@@ -108,6 +109,37 @@ def test_parts_of_different_runs_are_named(run: Path, config_file, stage, tmp_pa
                      "generation.num_answers was 3 in sample and 4 in embed",
                      "cluster was made from another instruction_embeddings/ than embed wrote"):
         assert expected in found
+
+
+@pytest.mark.parametrize(("stage_name", "name", "key"), [
+    ("sample", "model", "model.name_or_path"),
+    ("finetune", "train.model", "train.model_name_or_path"),
+    ("measure", "measure.model", "selection.ifd.model_name_or_path"),
+])
+def test_a_model_changed_in_place_is_named_whatever_the_cache_says(
+        config_file, stage, tmp_path, tiny_model, monkeypatch, stage_name, name, key):
+    monkeypatch.setattr(models, "_BLOCKS", 2)  # samples of both ends
+    model = Path(shutil.copytree(tiny_model, tmp_path / "changeable"))
+    arguments = [f"{key}={model}", "selection.method=ifd"]
+    stage(prepare_pool, config_file(), *arguments)
+    artifacts.write_json(tmp_path / "run/subsets/ifd/top.json", [])
+    run = StageRun(stage_name, load_config(config_file(), arguments))
+    run.start()
+    run.finish(records=0)
+    watchdog.stop()
+    weights = model / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.seek(weights.stat().st_size // 2)
+        file.write(bytes(64))
+    status, cache = weights.stat(), tmp_path / "run/provenance/sha256.json"
+    stamps = json.loads(cache.read_text())
+    stamps[str(weights)][:3] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    artifacts.write_json(cache, stamps)
+    found = problems(tmp_path / "run")
+    weights.write_bytes(weights.read_bytes()[:-4])  # what no stage would load
+    assert problems(tmp_path / "run") == found
+    assert any(f"was made with another {name} than there is now ({model})" in problem
+               for problem in found), found
 
 
 def test_an_unfinished_stage_is_named(run: Path):

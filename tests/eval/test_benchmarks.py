@@ -123,7 +123,7 @@ def test_runs_of_other_pools_or_models_are_no_seeds_of_one_cell(tmp_path: Path):
     for seed, (name, changed) in enumerate({
             "one": {}, "two": {}, "pool": {("prepare", "pool.path")},
             "drawer": {("sample", "model")}, "tuned": {("finetune-adg-top", "train.model")},
-            "hand": {("select-adg", "pool.jsonl")}}.items()):
+            "hand": {("select-adg", "pool.jsonl")}, "zeroed": {}}.items()):
         run = tmp_path / name
         evaluated(run, "adg-top", *whole(50.0 + seed), seed=seed)
         for label, source in (("prepare", "pool.path"), ("sample", "model"),
@@ -132,13 +132,15 @@ def test_runs_of_other_pools_or_models_are_no_seeds_of_one_cell(tmp_path: Path):
             record = json.loads(path.read_text())
             record.setdefault("inputs", {}).setdefault(source, {})["sha256"] = (
                 "other" if (label, source) in changed else "same")
+            if (label, name) in (("sample", "two"), ("sample", "zeroed")):  # others took none
+                record["inputs"]["model"]["whole"] = name
             record["inputs"]["eval.data_dir"] = {"sha256": name}  # decides no subset and no model
             artifacts.write_json(path, record)
         given[name] = run
     rows, _ = tables.collect(list(given.values()))
     assert [row.names for row in rows if row.source == "ours"] == [
         ("one: adg-top", "two: adg-top"), ("pool: adg-top",), ("drawer: adg-top",),
-        ("tuned: adg-top",), ("hand: adg-top",)]
+        ("tuned: adg-top",), ("hand: adg-top",), ("zeroed: adg-top",)]
     assert len({row.identity for row in rows if row.source == "ours"}) == 1
 
 
