@@ -58,7 +58,8 @@ def check_sampled(run: Path, pool: Pool, encoder: Encoder, embedder: Embedder,
     """
     if config.embedding.source != "sampling" or not (run / CHECK_FOLDER).is_dir():
         return
-    rows = list(artifacts.JsonlRows(run / CHECK_FOLDER))
+    rows = [row for path in sorted((run / CHECK_FOLDER).glob("*.jsonl"))  # not of every chunk
+            for row in artifacts.JsonlRows(path)]
     found = deviations(rows, pool, encoder, embedder)
     largest, median = (float(of(found)) if len(found) else 0.0 for of in (np.max, np.median))
     bounds = BOUNDS[config.embedding_dtype()]

@@ -108,6 +108,20 @@ def test_what_is_there_of_unchanged_records_is_kept(embedded, stage, tmp_path, w
     assert [logged(run, name)["records"] for name in ("sample", "embed")] == [0, 0]
 
 
+def test_what_is_left_to_check_is_checked(config_file, stage, tmp_path):
+    path = config_file(embedding={"source": "sampling"})
+    run = tmp_path / "run"
+    for module in STAGES:
+        stage(module, path)
+    assert len(list((run / "check_answers").iterdir())) == 3
+    write_pool(tmp_path, [*RECORDS[:4], RECORDS[5], RECORDS[4], *RECORDS[6:]])
+    for module in STAGES:
+        stage(module, path)
+    assert [file.name for file in sorted((run / "check_answers").iterdir())] == [
+        "00000.jsonl", "00002.jsonl"]
+    assert logged(run, "embed")["check"]["checked_answers"] == 6 * 3
+
+
 def test_earlier_chunks_go_once_all_they_hold_is_in_place(embedded, stage, tmp_path):
     path, run = embedded
     write_pool(tmp_path, RECORDS[::-1])
