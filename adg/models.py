@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -212,9 +213,11 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _dequantise(source: Path, folder: Path) -> None:
+    print(f"note: {source.name} is turned into a folder of float32 weights, once: {folder}",
+          flush=True)
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    with saving(folder, aside):
+    with saving(folder, aside), contextlib.redirect_stderr(io.StringIO()):  # three bars
         _save_dequantised(source, aside)
         _check_folder(aside, "models/")
         artifacts.flush_tree(aside)

@@ -128,13 +128,16 @@ def test_weights_are_read_again_only_where_they_changed(tiny_model, tmp_path, mo
 
 
 def test_a_gguf_file_is_dequantised_once_and_anew_where_its_folder_is_not_whole(
-        tiny_gguf: Path, tiny_model: Path, tmp_path: Path, monkeypatch):
+        tiny_gguf: Path, tiny_model: Path, tmp_path: Path, monkeypatch, capsys):
     plain, made = models._save_dequantised, []
     monkeypatch.setattr(models, "_save_dequantised",
                         lambda *own: made.append(1) or plain(*own))
     folder = local_folder(str(tiny_gguf), str(tmp_path / "run"))
     weights = [path.name for path in folder.glob("*.safetensors")]
     assert folder.parent == tmp_path / "models" and weights
+    said = capsys.readouterr()
+    assert f"{tiny_gguf.name} is turned into a folder of float32 weights" in said.out
+    assert "it/s" not in said.err  # no bars
     assert local_folder(str(tiny_gguf), str(tmp_path / "other")) == folder and made == [1]
     for name in weights:
         (folder / name).unlink()  # as if only the tokenizer had been saved
