@@ -56,7 +56,7 @@ def test_pooling_through_the_stage(stage, tmp_path: Path, model: str, empty: str
     stage(embed, ROOT / "configs/llama3_alpaca_gpt4_released.yaml", f"output_dir={tmp_path}",
           f"model.name_or_path={REFERENCE / model}", "model.dtype=float32",
           f"embedding.empty_answers={empty}", "embedding.keep_answer_embeddings=true",
-          "generation.num_answers=2")
+          "generation.num_answers=2", "chunk_size=500")
     answers, instructions = (np.load(tmp_path / f"{name}_embeddings/00000.npy")
                              for name in ("answer", "instruction"))
     for i, case in enumerate(own):

@@ -145,7 +145,7 @@ def test_pre_experience(stage, tmp_path: Path):
         for i, record in enumerate(json.loads(source.read_text(encoding="utf-8"))[:300])))
     arguments = (ROOT / "configs/llama3_alpaca_gpt4.yaml", f"output_dir={tmp_path}",
                  "model.dtype=float32", f"model.name_or_path={REFERENCE / 'tiny-llama'}",
-                 "selection.method=pre_experience")
+                 "selection.method=pre_experience", "chunk_size=500")
     stage(measure, *arguments)
     folder = tmp_path / "measures/pre_experience"
     perplexities = column(folder, "perplexity")

@@ -29,11 +29,18 @@ from pathlib import Path
 
 from adg import distributed
 from adg.errors import InputError
-from tests.bench.gpu import embedding, evaluation, machine, sampling, scratch, training
+from tests.bench.gpu import (
+    embedding,
+    evaluation,
+    machine,
+    random_model,
+    sampling,
+    scratch,
+    training,
+)
 from tests.bench.gpu.bench import SIZES, Bench, Sizes
 from tests.bench.gpu.command import Failed
 from tests.bench.gpu.plan import Budget, Part, measure
-from tests.bench.gpu.random_model import SHAPES
 from tests.bench.gpu.report import Report
 
 
@@ -60,7 +67,7 @@ def main() -> None:
         measure(parts, Bench(
             config=config, gpus=len(gpus), gpu_memory=min((memory for _, memory, _ in gpus),
                                                           default=0),
-            random=arguments.random is not None, sizes=SIZES[size], budget=budget,
+            random=random_model.is_random(Path(config.model.name_or_path)), sizes=SIZES[size], budget=budget,
             folder=Path(folder), log=out / f"{name}.log", report=report,
             write=partial(report.write, out, name)), SIZES[size].rounds)
     report.about["minutes"] = round(arguments.minutes - budget.left() / 60, 1)
@@ -79,7 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results are written; "
                         "without a run folder: adg-bench/ among the temporary files")
     parser.add_argument("--small", action="store_true", help="a few records of each, as on a CPU")
-    parser.add_argument("--random", choices=tuple(SHAPES), help="in the place of RUN_OR_CONFIG: a "
+    parser.add_argument("--random", choices=tuple(random_model.SHAPES), help="in the place of RUN_OR_CONFIG: a "
                         "Llama of random weights of this size")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="PART,...",
                         help="these parts alone")

@@ -1,5 +1,5 @@
-"""A Llama of random weights, for machines that have no model: its folder holds a description and a
-tokenizer, its weights are drawn on the device."""
+"""A Llama of random weights, for machines that have no model: a folder with a description, a
+tokenizer and the weights; at 8B no weights, which are drawn on the device where they are needed."""
 
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,6 +18,7 @@ SHAPES = {
     "tiny": LLAMA_8B | {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5,
                         "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 4096},
 }
+_UNWRITTEN = "8b"  # 16 GB, and on one GPU no optimiser for it
 _VOCABULARY = 4096
 _OUTPUTS = 6  # of the demo's pool that make one output, about as long as those of Alpaca-GPT4
 
@@ -31,12 +32,12 @@ def records(number: int) -> list[dict]:
             for row, record in zip(range(number), cycle(pool), strict=False)]
 
 
-def make(folder: Path, shape: str) -> None:
-    """The folder of a model of this shape without its weights; the demo's pool teaches the
+def make(folder: Path, shape: str, config: Config) -> None:
+    """The folder of a model of this shape, its weights in model.dtype; the demo's pool teaches the
     tokenizer."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
     from tokenizers.models import BPE
-    from transformers import LlamaConfig, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -50,6 +51,8 @@ def make(folder: Path, shape: str) -> None:
                             eos_token="<|end|>").save_pretrained(folder)
     LlamaConfig(**SHAPES[shape], max_position_embeddings=8192, bos_token_id=0,
                 eos_token_id=1).save_pretrained(folder)
+    if shape != _UNWRITTEN:
+        draw(AutoModelForCausalLM, folder, config).save_pretrained(folder)
 
 
 def folder_of(config: Config) -> Path:

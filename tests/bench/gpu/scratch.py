@@ -39,7 +39,7 @@ def make(source: Path | None, shape: str | None, config: Config, folder: Path, r
     artifacts.write_text(folder / "config.yaml", to_yaml(changed))
     pool = folder / "run/pool.jsonl"
     if source is None:
-        random_model.make(folder / "random", shape)
+        random_model.make(folder / "random", shape, changed)
         artifacts.write_jsonl(pool, random_model.records(records))
     elif source.is_dir():
         with (source / "pool.jsonl").open(encoding="utf-8") as lines:
