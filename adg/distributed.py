@@ -133,12 +133,15 @@ def progress(stage: str, total: int, done: int = 0) -> Any:
 def on_gpu() -> bool:
     """Whether models run on GPUs here. Touches CUDA; False only where there is no GPU to use.
 
+    Where they do, attention is not left to cuDNN, which torch prefers on H100 and later: it plans
+    anew, for tenths of a second, at every shape of a batch that it has not seen.
     Raises InputError where there is one that torch cannot use, so that no model falls back to the
     CPU unasked.
     """
     import torch
 
     if torch.cuda.is_available():
+        torch.backends.cuda.enable_cudnn_sdp(False)
         return True
     count = count_gpus()
     if count == 0:

@@ -143,7 +143,7 @@ class Embedder:
                 fault = f"deviates by {deviation:.1e}"
             elif not self._gives_the_same():
                 fault = "gives this model other vectors"
-        except (RuntimeError, ValueError) as error:  # this GPU, head size or shape has no kernel
+        except (RuntimeError, TypeError, ValueError) as error:  # no kernel for this GPU or shape
             fault = f"fails ({str(error).split(chr(10))[0]})"
         if fault:
             distributed.warn(f"[embed] attention is computed row by row, which is slower for short "

@@ -89,6 +89,16 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_wherever_a_model_is_put(config_
     assert distributed.device() == "cpu"
 
 
+def test_attention_on_gpus_is_not_left_to_cudnn(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        assert distributed.on_gpu() and not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+
+
 def test_torch_is_asked_for_gpus_in_one_place():
     folders = ("adg", "generation", "embedding", "baselines", "train", "eval")
     sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
