@@ -67,9 +67,9 @@ def main() -> None:
         measure(parts, Bench(
             config=config, gpus=len(gpus), gpu_memory=min((memory for _, memory, _ in gpus),
                                                           default=0),
-            random=random_model.is_random(Path(config.model.name_or_path)), sizes=SIZES[size], budget=budget,
-            folder=Path(folder), log=out / f"{name}.log", report=report,
-            write=partial(report.write, out, name)), SIZES[size].rounds)
+            random=random_model.is_random(Path(config.model.name_or_path)), sizes=SIZES[size],
+            budget=budget, folder=Path(folder), log=out / f"{name}.log",
+            report=report, write=partial(report.write, out, name)), SIZES[size].rounds)
     report.about["minutes"] = round(arguments.minutes - budget.left() / 60, 1)
     print(report.markdown())
     print(*report.write(out, name), sep="\n")
@@ -86,8 +86,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results are written; "
                         "without a run folder: adg-bench/ among the temporary files")
     parser.add_argument("--small", action="store_true", help="a few records of each, as on a CPU")
-    parser.add_argument("--random", choices=tuple(random_model.SHAPES), help="in the place of RUN_OR_CONFIG: a "
-                        "Llama of random weights of this size")
+    parser.add_argument("--random", choices=tuple(random_model.SHAPES), help="in the place of "
+                        "RUN_OR_CONFIG: a Llama of random weights of this size")
     parser.add_argument("--only", type=lambda text: text.split(","), metavar="PART,...",
                         help="these parts alone")
     arguments = parser.parse_intermixed_args()

@@ -51,7 +51,8 @@ def lacking(need: str, config: Config, gpus: int, *, random: bool) -> str | None
         return f"model.tensor_parallel_size is {size}, and the GPUs here are {gpus}" \
             if gpus and gpus < size else None
     if need == "weights":
-        return "it reads a model's weights from a folder, and --random 8b has none" if random else None
+        return ("it reads a model's weights from a folder, and --random 8b has none" if random
+                else None)
     if "." in need:
         return None if need in {key for key, *_ in describe_keys()} else \
             f"{need} is no key of this version's configuration"
