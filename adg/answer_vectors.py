@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adg import arrays, artifacts
+from adg.base import arrays, artifacts
 from adg.config import Config
 from adg.geometry import centred_grams
 

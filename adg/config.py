@@ -20,8 +20,8 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from adg.errors import InputError
-from adg.keys import (
+from adg.base.errors import InputError
+from adg.base.keys import (
     DTYPES,
     NAME_RULE,
     dtype_or_none,
@@ -32,7 +32,7 @@ from adg.keys import (
     require,
     seed_or_none,
 )
-from adg.paths import ROOT, find, looked_in
+from adg.base.paths import ROOT, find, looked_in
 from adg.selection_config import SelectionConfig
 
 PROMPTS = ("alpaca", "alpaca_no_input", "chat", "plain", "file")
@@ -490,8 +490,8 @@ def load_config(path: Path, overrides: list[str]) -> Config:
 
     A YAML's key `base` names another, beside it or by a relative path, whose values it builds on.
     Relative paths to inputs, the YAML's own included, lead from the current folder, else from the
-    repository (adg.paths). A relative output_dir leads from the current folder; one that a YAML in
-    the repository gives, from the repository.
+    repository (adg.base.paths). A relative output_dir leads from the current folder; one that a
+    YAML in the repository gives, from the repository.
 
     Raises InputError that names the key (and the nearest one, where there is none of that name).
     """

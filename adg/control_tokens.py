@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adg import models
-from adg.errors import InputError
+from adg.base.errors import InputError
+from adg.models import folders
 
 OBEY = "obey"  # generation.control_tokens: they are control tokens in records too
 
@@ -137,9 +137,9 @@ def control_strings(name_or_path: str, *, trust_remote_code: bool) -> set[str]:
     """
     if not Path(name_or_path).expanduser().exists():
         name, _, revision = name_or_path.partition("@")
-        return _strings(models.load_tokenizer(name, trust_remote_code=trust_remote_code,
+        return _strings(folders.load_tokenizer(name, trust_remote_code=trust_remote_code,
                                               revision=revision or None))
-    source = models.source_of(name_or_path)
+    source = folders.source_of(name_or_path)
     try:
         if source.is_file():
             return set(_in_gguf(source))
@@ -147,7 +147,7 @@ def control_strings(name_or_path: str, *, trust_remote_code: bool) -> set[str]:
             return set(_in_files(source))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{source}: its tokenizer cannot be read ({error!r})") from None
-    return _strings(models.load_tokenizer(source, trust_remote_code=trust_remote_code))
+    return _strings(folders.load_tokenizer(source, trust_remote_code=trust_remote_code))
 
 
 def _strings(tokenizer: Any) -> set[str]:

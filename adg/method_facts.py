@@ -1,6 +1,6 @@
 """What the pipeline knows of each value of selection.method: names, keys, inputs, models.
 
-How a method chooses is in adg/methods/, what it measures of each record in baselines/.
+How a method chooses, and what it measures of each record, is in adg/methods/.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 class MethodFacts:
     """One method, but for how it chooses.
 
-    Inputs are as in adg.stages: paths in the run folder, `{measure}` for the name of its measure,
-    or names of what lies outside it, which `models` and `files` tie to configuration keys.
+    Inputs are as in adg.pipeline.stages: paths in the run folder, `{measure}` for the name of its
+    measure, or names of what lies outside it, which `models` and `files` tie to configuration keys.
     """
 
     title: str  # in tables

@@ -6,9 +6,9 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from adg.base.errors import InputError
 from adg.config import GenerationConfig
 from adg.control_tokens import ControlTokens
-from adg.errors import InputError
 from adg.records import instruction_text
 
 ALPACA_WITH_INPUT = (

@@ -5,8 +5,8 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adg import artifacts
-from adg.errors import InputError
+from adg.base import artifacts
+from adg.base.errors import InputError
 
 _BLOCK = 1 << 12  # answered records that are checked at once
 

@@ -22,15 +22,17 @@ from pathlib import Path
 
 import numpy as np
 
-from adg import arrays, artifacts, card, planning, provenance
-from adg.checks import check_budget, note_on_two_answers
-from adg.command import Command, parse_command
+from adg import card
+from adg.base import arrays, artifacts
+from adg.base.distributed import run_script, say
 from adg.config import Config
-from adg.distributed import run_script, say
 from adg.methods import METHODS, Choice
 from adg.methods.choice import all_equal, words
+from adg.pipeline import planning, provenance
+from adg.pipeline.checks import check_budget, note_on_two_answers
+from adg.pipeline.command import Command, parse_command
+from adg.pipeline.stages import inputs_of
 from adg.records import SUBSET_FIELDS, Answers, Pool, subset_names
-from adg.stages import inputs_of
 
 _LISTED = 10  # unscored records that are named
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adg.errors import InputError
+from adg.base.errors import InputError
 
 
 class Subsets(NamedTuple):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from adg.keys import (
+from adg.base.keys import (
     DTYPES,
     NAME_RULE,
     dtype_or_none,

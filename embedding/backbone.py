@@ -4,11 +4,11 @@
 from pathlib import Path
 from typing import Any
 
-from adg import models, weights
-from adg.batching import budget
 from adg.config import Config
-from adg.layers import windows_of
-from adg.weights import max_positions
+from adg.models import folders, loading
+from adg.models.batching import budget
+from adg.models.layers import windows_of
+from adg.models.loading import max_positions
 from embedding.forward import Embedder
 from embedding.sequences import Encoder
 
@@ -21,19 +21,19 @@ def check(folder: Path, config: Config) -> None:
     from transformers import AutoModel
 
     windows_of(config.embedding, describe(folder, config).num_hidden_layers)
-    weights.check_room(AutoModel, folder, config.embedding_dtype(), config)
+    loading.check_room(AutoModel, folder, config.embedding_dtype(), config)
 
 
 def load(folder: Path, config: Config) -> Any:
     """The model in evaluation mode; over several GPUs with embedding.gpus_per_model."""
     from transformers import AutoModel
 
-    return weights.load(AutoModel, folder, config.embedding_dtype(), config)
+    return loading.load(AutoModel, folder, config.embedding_dtype(), config)
 
 
 def load_encoder(folder: Path, config: Config) -> Encoder:
     """What makes rows of texts."""
-    tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
+    tokenizer = folders.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
     described = describe(folder, config)
     return Encoder(tokenizer, config, longest=max_positions(described),
                    num_ids=described.vocab_size)
@@ -50,4 +50,4 @@ def load_embedder(folder: Path, config: Config) -> Embedder:
 
 def describe(folder: Path, config: Config) -> Any:
     """transformers' configuration of the model."""
-    return models.describe(folder, trust_remote_code=config.model.trust_remote_code)
+    return folders.describe(folder, trust_remote_code=config.model.trust_remote_code)

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adg import artifacts, distributed, models
 from adg.answer_vectors import CHECK_FOLDER
+from adg.base import artifacts, distributed
+from adg.base.errors import InputError
 from adg.config import Config, load_config
-from adg.errors import InputError
+from adg.models import folders
 from adg.records import Answer, Pool
 from embedding import backbone
 from embedding.forward import Embedder
@@ -45,7 +46,7 @@ def main() -> None:
     if not (run / CHECK_FOLDER).is_dir():
         raise InputError(f"{run}/{CHECK_FOLDER}/ is not there: the sample stage writes it with "
                          f"embedding.source=sampling and embedding.check_answers above 0")
-    folder = models.local_folder(config.model.name_or_path, config.output_dir)
+    folder = folders.local_folder(config.model.name_or_path, config.output_dir)
     check_sampled(run, Pool(run), backbone.load_encoder(folder, config),
                   backbone.load_embedder(folder, config), config)
 

@@ -17,12 +17,13 @@ from typing import IO
 
 import numpy as np
 
-from adg import arrays, planning, provenance
-from adg.checks import check_bins
-from adg.command import parse_command
+from adg.base import arrays
+from adg.base.distributed import run_script, say
+from adg.base.errors import InputError
 from adg.config import Config
-from adg.distributed import run_script, say
-from adg.errors import InputError
+from adg.pipeline import planning, provenance
+from adg.pipeline.checks import check_bins
+from adg.pipeline.command import parse_command
 from adg.records import Pool
 
 _BLOCK = 4096  # vectors that are copied at once

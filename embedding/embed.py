@@ -13,7 +13,7 @@ Writes  instruction_embeddings/*.npy      float32 [n, H], unit rows
         window_grams/NAME/*.npy           the same for each of embedding.windows
 
 Rows that are there already, of a smaller run or from the sample stage (embedding.source=sampling),
-are kept, also those that earlier/ has of records whose place in the pool has changed (adg.earlier).
+are kept, also those that earlier/ has of records whose place in the pool has changed.
 
     python -m embedding.embed configs/demo.yaml
     torchrun --nproc_per_node=2 -m embedding.embed configs/demo.yaml
@@ -27,18 +27,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adg import (
-    answer_vectors,
-    arrays,
-    artifacts,
-    distributed,
-    earlier,
-    models,
-    planning,
-    provenance,
-)
-from adg.command import parse_command
+from adg import answer_vectors
+from adg.base import arrays, artifacts, distributed
 from adg.config import Config
+from adg.models import folders
+from adg.pipeline import earlier, planning, provenance
+from adg.pipeline.command import parse_command
 from adg.records import Answer, Answers, Pool
 from embedding import backbone, check
 from embedding.forward import Embedder, length
@@ -52,7 +46,7 @@ def main() -> None:
                            dry_run=command.dry_run)
     if run is None:
         return
-    folder = models.local_folder(config.model.name_or_path, config.output_dir)
+    folder = folders.local_folder(config.model.name_or_path, config.output_dir)
     backbone.check(folder, config)
     pool = Pool(run.folder)
     answers = Answers(run.folder, pool)

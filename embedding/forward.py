@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from adg import distributed, watchdog
-from adg.batching import plan_batches, within_memory
-from adg.errors import InputError
+from adg.base import distributed, watchdog
+from adg.base.errors import InputError
+from adg.models.batching import plan_batches, within_memory
 from embedding import shared_prompts
 from embedding.pooling import LayerWindows
 from embedding.sequences import Row

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from adg.layers import decoder_layers, watch
+from adg.models.layers import decoder_layers, watch
 
 # The weight of a token
 

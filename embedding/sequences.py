@@ -6,8 +6,8 @@ N records, K answers.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from adg.base.errors import InputError
 from adg.config import Config
-from adg.errors import InputError
 from adg.prompts import Prompter
 from adg.records import Answer, instruction_text
 from embedding.pooling import TOKEN_WEIGHTS

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adg import distributed, models, weights
+from adg.base import distributed
+from adg.base.errors import InputError
 from adg.config import Config
-from adg.errors import InputError
-from adg.vllm_options import engine_options
+from adg.models import folders, loading
+from adg.models.vllm_options import engine_options
 from eval.shared_model import shared
 
 _HANDED_TO_VLLM = 1024  # requests at once: what an engine on a large GPU works on together
@@ -29,8 +30,8 @@ def _hf_model(folder: Path, config: Config) -> Any:
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM
 
-    model = weights.load_on_device(AutoModelForCausalLM, folder, config.model.dtype, config)
-    tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
+    model = loading.load_on_device(AutoModelForCausalLM, folder, config.model.dtype, config)
+    tokenizer = folders.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
     return shared(HFLM)(pretrained=model, batch_size=config.eval.batch_size, tokenizer=tokenizer,
                         max_length=max_length(folder, config))
 
@@ -55,8 +56,8 @@ def max_length(folder: Path, config: Config) -> int:
     from lm_eval.models.utils import resolve_max_length
 
     trust = config.model.trust_remote_code
-    tokenizer = models.load_tokenizer(folder, trust_remote_code=trust)
-    limit = resolve_max_length(models.describe(folder, trust_remote_code=trust), tokenizer)
+    tokenizer = folders.load_tokenizer(folder, trust_remote_code=trust)
+    limit = resolve_max_length(folders.describe(folder, trust_remote_code=trust), tokenizer)
     return min(limit, tokenizer.model_max_length)
 
 

@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts
-from adg.distributed import run_script
-from adg.errors import InputError
+from adg.base import artifacts
+from adg.base.distributed import run_script
+from adg.base.errors import InputError
 from eval import harness
 from eval.benchmarks import BENCHMARKS
 

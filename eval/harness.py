@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from adg.errors import InputError
+from adg.base.errors import InputError
 from eval import programs
 
 

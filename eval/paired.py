@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adg.errors import InputError
+from adg.base.errors import InputError
 from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
 from eval.formats import Table, latex_text
 

@@ -41,9 +41,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from adg import watchdog
-from adg.distributed import run_script, say
-from adg.errors import InputError
+from adg.base import watchdog
+from adg.base.distributed import run_script, say
+from adg.base.errors import InputError
 from eval import run_program
 
 SANDBOXES = ("bwrap", "unshare")  # the first that works is taken

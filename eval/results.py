@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adg.base.errors import InputError
+from adg.base.paths import ROOT
 from adg.config import flatten, load_config
-from adg.errors import InputError
-from adg.history import read_records
 from adg.method_facts import FACTS
-from adg.paths import ROOT
-from adg.stages import OUTSIDE
+from adg.pipeline.history import read_records
+from adg.pipeline.stages import OUTSIDE
 from eval.benchmarks import BENCHMARKS, GROUPS
 
 PUBLISHED = Path(__file__).with_name("published.json")

@@ -18,11 +18,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, models, planning, provenance
-from adg.checks import check_consent, code_benchmarks
-from adg.command import parse_command
+from adg.base import artifacts, distributed
+from adg.base.distributed import say
 from adg.config import Config
-from adg.distributed import say
+from adg.models import folders
+from adg.pipeline import planning, provenance
+from adg.pipeline.checks import check_consent, code_benchmarks
+from adg.pipeline.command import parse_command
 from eval import harness, programs
 from eval.backends import load_model
 from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
@@ -113,7 +115,7 @@ def evaluate_missing(missing: list[str], model_path: Path, folder: Path, manager
 def model_folder(config: Config) -> Path:
     """The folder of the model that is evaluated."""
     if config.eval.name == "base":
-        return models.local_folder(config.model.name_or_path, config.output_dir)
+        return folders.local_folder(config.model.name_or_path, config.output_dir)
     return Path(config.output_dir) / "models" / config.eval.name
 
 

@@ -15,7 +15,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, screen, watchdog
+from adg.base import artifacts, distributed, screen, watchdog
 
 
 def shared(kind: type) -> type:

@@ -24,10 +24,11 @@ import contextlib
 import sys
 from pathlib import Path
 
-from adg import artifacts, provenance
+from adg.base import artifacts
+from adg.base.distributed import run_script
+from adg.base.errors import InputError
 from adg.config import load_config
-from adg.distributed import run_script
-from adg.errors import InputError
+from adg.pipeline import provenance
 from eval import paired
 from eval.benchmarks import BENCHMARKS, GROUPS
 from eval.formats import FORMATS, Table, as_markdown, latex_text

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adg import models
+from adg.base.errors import InputError
 from adg.config import Config
-from adg.errors import InputError
-from adg.layers import windows_of
+from adg.models import folders
+from adg.models.layers import windows_of
 
 
 class Request(NamedTuple):
@@ -53,5 +53,5 @@ def sampling_windows(folder: Path, config: Config) -> list[list[int]]:
     """The windows of layers whose states are averaged while sampling; none with source forward."""
     if config.embedding.source != "sampling":
         return []
-    described = models.describe(folder, trust_remote_code=config.model.trust_remote_code)
+    described = folders.describe(folder, trust_remote_code=config.model.trust_remote_code)
     return windows_of(config.embedding, described.num_hidden_layers)

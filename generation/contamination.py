@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adg import artifacts
+from adg.base import artifacts
 
 _LONGEST, _SHORTEST = 13, 8  # words
 _WORD = re.compile(r"\w+")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from adg.base.errors import InputError
 from adg.config import Config
 from adg.control_tokens import OBEY, control_strings, pattern_of
-from adg.errors import InputError
 from adg.prompts import MARKERS
 
 

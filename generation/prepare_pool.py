@@ -19,11 +19,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from adg import artifacts, planning, provenance
-from adg.command import parse_command
+from adg.base import artifacts
+from adg.base.distributed import run_script, say
+from adg.base.errors import InputError
 from adg.config import Config
-from adg.distributed import run_script, say
-from adg.errors import InputError
+from adg.pipeline import planning, provenance
+from adg.pipeline.command import parse_command
 from adg.records import normalise, problem_of, subset_names
 from generation.contamination import Benchmarks
 from generation.marks import Marks

@@ -5,7 +5,7 @@ Writes  answers/*.jsonl       N records with generated_answers, finish_reasons a
                               (token_ids [K] too with generation.keep_token_ids), a file per
                               chunk_size records; what is there is not drawn again
         earlier/              where the pool has changed: the answers and vectors that are looked at
-                              for unchanged records (adg.earlier)
+                              for unchanged records (adg.pipeline.earlier)
         answer_grams/*.npy    with embedding.source=sampling: the answers' vectors, as the embed
                               stage writes them (window_grams/, answer_embeddings/ likewise)
         check_answers/*.jsonl         and of the first embedding.check_answers answers the token
@@ -25,20 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from adg import (
-    answer_vectors,
-    artifacts,
-    distributed,
-    earlier,
-    models,
-    planning,
-    provenance,
-    watchdog,
-)
-from adg.checks import check_bins, check_budget, note_on_two_answers
-from adg.command import parse_command
+from adg import answer_vectors
+from adg.base import artifacts, distributed, watchdog
+from adg.base.errors import InputError
 from adg.config import Config
-from adg.errors import InputError
+from adg.models import folders
+from adg.pipeline import earlier, planning, provenance
+from adg.pipeline.checks import check_bins, check_budget, note_on_two_answers
+from adg.pipeline.command import parse_command
 from adg.prompts import Prompter
 from adg.records import Pool
 from generation.answers import Answer, Request
@@ -64,10 +58,10 @@ def main() -> None:
     check_bins(config, len(pool))  # what later stages would refuse, before the hours of this one
     check_budget(config, len(pool))
     distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
-    folder = models.local_folder(config.model.name_or_path, config.output_dir)
+    folder = folders.local_folder(config.model.name_or_path, config.output_dir)
     tokenizer = load_checked_tokenizer(folder, config)
     prompter = Prompter(config.generation.prompt, tokenizer, config.generation)
-    described = models.describe(folder, trust_remote_code=config.model.trust_remote_code)
+    described = folders.describe(folder, trust_remote_code=config.model.trust_remote_code)
     chunks = artifacts.chunk_bounds(len(pool), run.chunk_size)
     paths = [run.folder / "answers" / artifacts.chunk_name(i, "jsonl") for i in range(len(chunks))]
 
@@ -153,7 +147,7 @@ def write_vectors(folder: Path, draft: "Draft", width: int, config: Config,
 
 def show_prompts(number: int, config: Config) -> None:
     """Print what the model reads of the first records, special tokens included."""
-    folder = models.local_folder(config.model.name_or_path, config.output_dir)
+    folder = folders.local_folder(config.model.name_or_path, config.output_dir)
     tokenizer = load_checked_tokenizer(folder, config)
     prompter = Prompter(config.generation.prompt, tokenizer, config.generation)
     for record in Pool(Path(config.output_dir)).rows(range(number)):
@@ -194,7 +188,7 @@ def load_checked_tokenizer(folder: Path, config: Config) -> Any:
     if limit is not None and length + surplus > limit:
         raise InputError(f"generation.max_model_len is {length}, but the model takes {limit} tokens"
                          + ", and embedding.source=sampling draws one more" * surplus)
-    return models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
+    return folders.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
 
 
 def is_whole(path: Path, num_rows: int, num_answers: int) -> bool:

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from adg import distributed, screen, watchdog
+from adg.base import distributed, screen, watchdog
+from adg.base.errors import InputError
 from adg.config import Config, GenerationConfig
-from adg.errors import InputError
-from adg.vllm_options import engine_options
+from adg.models.vllm_options import engine_options
 from generation.answers import Answer, Request, check_states, sampling_windows
 from generation.transformers_sampler import TransformersSampler
 

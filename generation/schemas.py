@@ -7,8 +7,8 @@ last (pool.multi_turn).
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from adg.base.errors import InputError
 from adg.config import PoolConfig
-from adg.errors import InputError
 
 _SPEAKERS = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant",
              "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant",

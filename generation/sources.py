@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adg.base.errors import InputError
 from adg.config import HUB, PoolConfig
-from adg.errors import InputError
 from generation.schemas import SCHEMAS
 from generation.text_files import UTF_8, TextFile, opened
 

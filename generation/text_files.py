@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from adg.errors import InputError
+from adg.base.errors import InputError
 
 UTF_8 = "utf-8-sig"  # with or without a byte order mark
 _BLOCK = 1 << 20  # bytes that are read at once

@@ -8,10 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from adg import distributed, weights
+from adg.base import distributed
 from adg.config import Config
-from adg.layers import decoder_layers, watch
-from adg.models import load_tokenizer
+from adg.models import loading
+from adg.models.folders import load_tokenizer
+from adg.models.layers import decoder_layers, watch
 from generation.answers import Answer, Request, check_states, sampling_windows
 
 _BATCH = 64  # answers that are drawn at once, unless told otherwise
@@ -24,7 +25,7 @@ class TransformersSampler:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         self._device = distributed.device()
-        self._model = weights.load_on_device(AutoModelForCausalLM, folder,
+        self._model = loading.load_on_device(AutoModelForCausalLM, folder,
                                              config.sampling_dtype(), config)
         self._tokenizer = load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
         self._settings = config.generation

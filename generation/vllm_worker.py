@@ -35,7 +35,7 @@ from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.interfaces import supports_eagle3
 from vllm.platforms import current_platform
 
-from adg.errors import InputError
+from adg.base.errors import InputError
 from generation.samplers import check_version
 
 if current_platform.is_cpu():

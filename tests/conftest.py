@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from adg import distributed
+from adg.base import distributed
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
@@ -189,7 +189,7 @@ class Ranks:
             assert self.store.check([f"finished/{rank}" for rank in self.turns]), "one left early"
 
     def value(self, key: str, other: int) -> bytes:
-        """As the function of adg.distributed."""
+        """As the function of adg.base.distributed."""
         rank = distributed.rank()
         while not self.store.check([key]):
             if other not in self.running:
@@ -218,7 +218,7 @@ class Ranks:
 def command(module: str, *arguments: object, ranks: int = 0, **environment: str
             ) -> subprocess.CompletedProcess:
     """Runs a stage as a user does: python -m, or torchrun where ranks is given."""
-    launcher = ["adg.launch", f"--nproc_per_node={ranks}", "-m"] if ranks else []
+    launcher = ["adg.pipeline.launch", f"--nproc_per_node={ranks}", "-m"] if ranks else []
     return subprocess.run(
         [sys.executable, "-m", *launcher, module, *map(str, arguments)], cwd=ROOT, check=False,
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})

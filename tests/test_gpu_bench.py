@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from adg.base.errors import InputError
 from adg.config import load_config
-from adg.errors import InputError
 from tests.bench.gpu import command, machine, random_model, scratch
 from tests.bench.gpu.__main__ import chosen
 from tests.bench.gpu.bench import SIZES

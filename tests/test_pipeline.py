@@ -15,11 +15,12 @@ import psutil
 import pytest
 from conftest import RECORDS, ROOT, command, tree
 
-from adg import artifacts, lock, score_and_select
-from adg import pipeline as pipeline_module
+from adg import score_and_select
+from adg.base import artifacts, lock
+from adg.base.errors import InputError
 from adg.config import load_config
-from adg.errors import InputError
-from adg.summary import summarise
+from adg.pipeline import __main__ as pipeline_module
+from adg.tools.summary import summarise
 from embedding import cluster, embed
 from eval import run_benchmarks
 from generation import prepare_pool, sample_answers
@@ -244,7 +245,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(config_file, stage, tmp
 def test_torchruns_ranks_end_on_ctrl_c_without_a_traceback(config_file, stage, tmp_path: Path):
     path = config_file(chunk_size=1, generation=SLOW)
     stage(prepare_pool, path)
-    assert interrupt(tmp_path / "run", "adg.launch", "--nproc_per_node=2", "-m",
+    assert interrupt(tmp_path / "run", "adg.pipeline.launch", "--nproc_per_node=2", "-m",
                      "generation.sample_answers", path) == (
         130, ["stopped; the same command goes on from here"])
 
@@ -273,7 +274,7 @@ def test_paths_lead_from_where_the_user_stands_then_from_the_repository(
     assert done.returncode == 0, done.stderr
     assert len((folder / "my run/pool.jsonl").read_text().splitlines()) == 10
     again = run(*arguments)
-    assert (f"To see the results again: (cd {ROOT} && .venv/bin/python -m adg.summary "
+    assert (f"To see the results again: (cd {ROOT} && .venv/bin/python -m adg.tools.summary "
             f"'{folder}/my run')\n") in again.stdout
     for wrong, key in (("pool.path=none.csv", "pool.path: none.csv"),
                        ("eval.data_dir=none", "eval.data_dir: none/"),

@@ -10,8 +10,8 @@ from pathlib import Path
 from conftest import RECORDS, ROOT
 
 from adg.config import load_config
-from adg.pipeline import check_ahead, check_before
-from adg.stages import needed_stages
+from adg.pipeline.__main__ import check_ahead, check_before
+from adg.pipeline.stages import needed_stages
 from generation import prepare_pool
 
 _STAND_INS = {

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from adg import artifacts
+from adg.base import artifacts
 from adg.geometry import anisotropy, centred_grams, dispersion, divergence_score
 from adg.selection import select_released
 from embedding import embed

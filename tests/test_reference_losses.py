@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from adg import artifacts, score_and_select
-from adg.errors import InputError
+from adg import measure, score_and_select
+from adg.base import artifacts
+from adg.base.errors import InputError
 from adg.methods.pre_experience import sample_clusters
 from adg.methods.superfiltering import facility_location, similarities
-from baselines import measure
 
 REFERENCE = Path(os.environ.get("ADG_REFERENCE", ROOT.parent / "shared" / "reference"))
 pytestmark = pytest.mark.skipif(not (REFERENCE / "baselines/ifd.json").is_file(),

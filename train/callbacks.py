@@ -9,8 +9,8 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from adg import artifacts, distributed, watchdog
-from adg.errors import InputError
+from adg.base import artifacts, distributed, watchdog
+from adg.base.errors import InputError
 from train.batches import Order
 
 

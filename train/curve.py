@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from adg import artifacts
+from adg.base import artifacts
 
 
 def plot_loss(metrics: Path, picture: Path) -> None:

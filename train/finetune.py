@@ -18,15 +18,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, models, planning, provenance, screen
-from adg.checks import read_sharding
-from adg.command import parse_command
+from adg.base import artifacts, distributed, screen
+from adg.base.distributed import say
+from adg.base.errors import InputError
 from adg.config import Config
-from adg.distributed import say
-from adg.errors import InputError
+from adg.models import folders
+from adg.pipeline import planning, provenance
+from adg.pipeline.checks import read_sharding
+from adg.pipeline.command import parse_command
+from adg.pipeline.stages import model_of
 from adg.prompts import Prompter
 from adg.records import normalise, problem_of, read_source
-from adg.stages import model_of
 from train import hours
 from train.batches import Order, plan_order
 from train.curve import plot_loss
@@ -55,8 +57,8 @@ def main() -> None:
         return
     checkpoint = None if command.overwrite else last_whole_checkpoint(work)
     prepare_environment()
-    folder = models.local_folder(model_of("train.model", config), config.output_dir)
-    tokenizer = models.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
+    folder = folders.local_folder(model_of("train.model", config), config.output_dir)
+    tokenizer = folders.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
     records = read_subset(subset_path(config))
     examples, counts = encode_all(records, tokenizer, config)
     order = order_of(examples, config)
@@ -91,8 +93,9 @@ def trainer_of(folder: Path, tokenizer: Any, examples: list[dict], work: Path, o
 
     settings, remote = config.train, config.model.trust_remote_code
     speed = Speed(hours.flops_per_token(
-        models.num_weights(folder, trust_remote_code=remote),
-        models.describe(folder, trust_remote_code=remote), sum(order.lengths) / len(order.lengths)))
+        folders.num_weights(folder, trust_remote_code=remote),
+        folders.describe(folder, trust_remote_code=remote),
+        sum(order.lengths) / len(order.lengths)))
     callbacks = [Progress(work / "metrics.jsonl", order, settings.epochs, speed),
                  Checkpoints(_WHOLE, steps=settings.save_steps, minutes=settings.save_minutes)]
     return build_trainer(folder, tokenizer, examples, work, order, sharding, config, callbacks)
@@ -106,7 +109,7 @@ def train(trainer: Any, checkpoint: Path | None, work: Path) -> Any:
     from accelerate.utils.memory import should_reduce_batch_size
 
     try:
-        with models.saving(work):
+        with folders.saving(work):
             return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (OSError, InputError):
         for folder in work.glob("checkpoint-*"):
@@ -136,8 +139,8 @@ def order_of(examples: list[dict], config: Config) -> Order:
 def plan(run: provenance.StageRun, order: Order, folder: Path, sharding: dict) -> None:
     """Say what there is to do."""
     settings, remote = run.config.train, run.config.model.trust_remote_code
-    weights = models.num_weights(folder, trust_remote_code=remote)
-    described = models.describe(folder, trust_remote_code=remote)
+    weights = folders.num_weights(folder, trust_remote_code=remote)
+    described = folders.describe(folder, trust_remote_code=remote)
     width = 4 if run.config.model.dtype == "float32" else 2
     stage = sharding.get("zero_optimization", {}).get("stage", 0)
     copies = 1 if stage == 3 else 2  # of the weights: as a model, and in DeepSpeed's own file
@@ -243,7 +246,7 @@ def save_model(trainer: Any, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     trainer.model.config.use_cache = True
-    with models.saving(folder, aside):
+    with folders.saving(folder, aside):
         trainer.save_model(str(aside))
         trainer.accelerator.wait_for_everyone()
         if distributed.rank() == 0:

@@ -8,7 +8,8 @@ gradients with an all-reduce, which moves them twice, and gathers the weights on
 
 from typing import Any
 
-from adg import distributed, planning
+from adg.base import distributed
+from adg.pipeline import planning
 from train.batches import Order
 
 PEAK = 989e12  # operations/s of an H100 in bfloat16

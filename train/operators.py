@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from adg.distributed import say
+from adg.base.distributed import say
 
 ABANDONED = 300  # seconds; the compilation of an operator takes half a minute
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from adg import distributed
+from adg.base import distributed
 from adg.config import Config
 from train.batches import Order, passes
 from train.data import NOTHING, collate

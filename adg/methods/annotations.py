@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adg import arrays, artifacts
-from adg.errors import InputError
+from adg.base import arrays, artifacts
+from adg.base.errors import InputError
 from adg.records import Pool
 
 _SCORES = ("quality_scores", "complexity_scores")

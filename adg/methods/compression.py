@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adg.base.distributed import progress, say
 from adg.config import Config
-from adg.distributed import progress, say
 from adg.methods.choice import Choice, without_divergence
 from adg.records import Pool, instruction_text
 

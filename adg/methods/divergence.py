@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from adg import arrays, geometry
+from adg import geometry
+from adg.base import arrays
+from adg.base.errors import InputError
 from adg.config import Config
-from adg.errors import InputError
 from adg.methods.choice import Choice
 from adg.records import Pool
 from adg.selection import RECIPES

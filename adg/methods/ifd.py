@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from adg.config import Config
-from adg.measures import Measures
 from adg.methods.choice import Choice, without_divergence
 from adg.methods.kept import check_enough, sift, with_controls
+from adg.methods.measures import Measures
 from adg.records import Pool
 from adg.selection import Subsets
 

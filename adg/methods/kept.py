@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from adg.errors import InputError
+from adg.base.errors import InputError
 from adg.methods.choice import words
 from adg.selection import Subsets
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-from adg import measures
+from adg.base.errors import InputError
 from adg.config import Config
-from adg.errors import InputError
+from adg.methods import measures
 from adg.methods.annotations import (
     Annotation,
     annotations_of,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from adg.base.distributed import say
 from adg.config import Config
-from adg.distributed import say
-from adg.measures import Measures
 from adg.methods.choice import Choice, without_divergence
+from adg.methods.measures import Measures
 from adg.records import Pool
 
 

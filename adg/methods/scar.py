@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from adg.config import Config
-from adg.measures import Measures
 from adg.methods.choice import Choice, without_divergence
+from adg.methods.measures import Measures
 from adg.records import Pool
 from adg.selection import select_paper
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from adg.config import Config
-from adg.measures import Measures
 from adg.methods.choice import Choice, without_divergence
 from adg.methods.kept import check_enough, sift, with_controls
+from adg.methods.measures import Measures
 from adg.records import Pool
 
 _HIGHEST = 700.0  # logarithm that a float64 can hold, about

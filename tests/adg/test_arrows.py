@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("generation", "embedding", "baselines", "train", "eval")
+STAGES = ("generation", "embedding", "train", "eval")
 ALLOWED = {"adg": {"adg"}, **{folder: {"adg", folder} for folder in STAGES}}
-HOME = {"vllm": {"generation", "baselines", "eval"}, "deepspeed": {"train"}, "lm_eval": {"eval"}}
+HOME = {"vllm": {"adg", "generation", "eval"}, "deepspeed": {"train"}, "lm_eval": {"eval"}}
 HEAVY = {"vllm", "deepspeed", "lm_eval"}
 WITHIN_VLLM = "vllm_worker.py"  # what vLLM itself imports, and nothing else may
 FILES = [path for folder in ALLOWED for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -5,10 +5,10 @@ import pytest
 import yaml
 from omegaconf.basecontainer import BaseContainer
 
-from adg.command import parse_command
+from adg.base.errors import InputError
 from adg.config import ClusteringConfig, describe_keys, flatten, load_config
-from adg.errors import InputError
-from adg.stages import STAGES, parameters_of
+from adg.pipeline.command import parse_command
+from adg.pipeline.stages import STAGES, parameters_of
 from train.finetune import order_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from conftest import RECORDS
 
+from adg.base.errors import InputError
 from adg.config import GenerationConfig
 from adg.control_tokens import ControlTokens, control_strings, control_tokens_of, pattern_of
-from adg.errors import InputError
-from adg.models import load_tokenizer
+from adg.models.folders import load_tokenizer
 from adg.prompts import Prompter, fill
 
 CHAT = ("{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] | trim }}<|end|>\n{% endfor %}"

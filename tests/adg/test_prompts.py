@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from adg.base.errors import InputError
 from adg.config import GenerationConfig, load_config
-from adg.errors import InputError
-from adg.models import load_tokenizer
+from adg.models.folders import load_tokenizer
+from adg.pipeline.stages import parameters_of
 from adg.prompts import Prompter, read_template
-from adg.stages import parameters_of
 
 WITH = {"instruction": "Add.", "input": "1 and 2"}
 WITHOUT = {"instruction": "Add.", "input": ""}

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adg.errors import InputError
+from adg.base.errors import InputError
 from adg.selection import largest_remainder, select_paper, select_released
 
 

@@ -24,7 +24,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adg import arrays, artifacts  # noqa: E402
+from adg.base import arrays, artifacts  # noqa: E402
 
 BINS, CHUNK, KINDS = 1000, 500, 3000
 IN_MEMORY = """

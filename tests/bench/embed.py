@@ -34,9 +34,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adg import models  # noqa: E402
 from adg.config import Config, load_config  # noqa: E402
-from adg.layers import window_layers  # noqa: E402
+from adg.models import folders  # noqa: E402
+from adg.models.layers import window_layers  # noqa: E402
 from adg.records import Answer, Answers, Pool  # noqa: E402
 from embedding.forward import Embedder, separate  # noqa: E402
 from embedding.pooling import decoder_layers  # noqa: E402
@@ -159,7 +159,7 @@ def backbone(arguments: argparse.Namespace, config: Config) -> tuple[Any, Callab
     import torch
     from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig
 
-    folder = models.local_folder(config.model.name_or_path, config.output_dir)
+    folder = folders.local_folder(config.model.name_or_path, config.output_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, arguments.dtype)
 
@@ -171,7 +171,7 @@ def backbone(arguments: argparse.Namespace, config: Config) -> tuple[Any, Callab
         with torch.device(device):
             return kind.from_config(LlamaConfig(**LLAMA_8B), dtype=dtype).eval()
 
-    return models.load_tokenizer(folder, trust_remote_code=False), load
+    return folders.load_tokenizer(folder, trust_remote_code=False), load
 
 
 def encode(records: list[dict], texts: list[list[Answer]], encoder: Encoder) -> list[Row]:

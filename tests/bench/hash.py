@@ -21,8 +21,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adg import arrays, artifacts  # noqa: E402
-from adg.identity import HashCache, visible_files  # noqa: E402
+from adg.base import arrays, artifacts  # noqa: E402
+from adg.pipeline.identity import HashCache, visible_files  # noqa: E402
 
 
 def main() -> None:

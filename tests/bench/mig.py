@@ -26,7 +26,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adg import artifacts  # noqa: E402
+from adg.base import artifacts  # noqa: E402
 from adg.methods.annotations import Annotation  # noqa: E402
 from adg.methods.mig import label_rows, pick_by_gain, propagation, slope_of_power  # noqa: E402
 

@@ -23,9 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adg import artifacts, models  # noqa: E402
-from adg.compare_runs import compare, describe, read_selection  # noqa: E402
+from adg.base import artifacts  # noqa: E402
 from adg.config import load_config  # noqa: E402
+from adg.models import folders  # noqa: E402
+from adg.tools.compare_runs import compare, describe, read_selection  # noqa: E402
 
 SOURCES = ("forward", "sampling")
 STAGES = {"prepare": "generation.prepare_pool", "sample": "generation.sample_answers",
@@ -50,7 +51,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, target: Path) -> None:
     config = load_config(arguments.config, arguments.overrides)
-    models.local_folder(config.model.name_or_path, str(target / "run"))  # dequantised beforehand
+    folders.local_folder(config.model.name_or_path, str(target / "run"))  # dequantised beforehand
     seconds: dict[str, list[dict[str, float]]] = {source: [] for source in SOURCES}
     for number in range(arguments.rounds):
         for source in SOURCES if number % 2 == 0 else SOURCES[::-1]:
@@ -59,8 +60,8 @@ def run(arguments: argparse.Namespace, target: Path) -> None:
             seconds[source].append({name: time_of(module, str(arguments.config), *own)
                                     for name, module in STAGES.items()})
             print(source, seconds[source][-1], flush=True)
-    folders = [target / f"{source}-{arguments.rounds - 1}" for source in SOURCES]
-    records = len(artifacts.JsonlRows(folders[0] / "pool.jsonl"))
+    run_folders = [target / f"{source}-{arguments.rounds - 1}" for source in SOURCES]
+    records = len(artifacts.JsonlRows(run_folders[0] / "pool.jsonl"))
     medians = {source: {name: statistics.median(own[name] for own in found) for name in STAGES}
                for source, found in seconds.items()}
     for source, found in medians.items():
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace, target: Path) -> None:
               f"embed {found['embed'] / total:.0%}")
     totals = [sum(medians[source].values()) for source in SOURCES]
     print(f"{records} records: sampling takes {totals[1] / totals[0]:.0%} of the time")
-    a, b = (read_selection(folder) for folder in folders)
+    a, b = (read_selection(folder) for folder in run_folders)
     print("\n".join(describe(a, b, compare(a, b))))
 
 

@@ -24,8 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adg import artifacts, models  # noqa: E402
+from adg.base import artifacts  # noqa: E402
 from adg.config import load_config  # noqa: E402
+from adg.models import folders  # noqa: E402
 from adg.prompts import Prompter  # noqa: E402
 from adg.records import Pool  # noqa: E402
 from generation.sample_answers import Draft, draw  # noqa: E402
@@ -68,8 +69,8 @@ def main() -> None:
 
 def run_way(arguments: argparse.Namespace) -> dict:
     config = load_config(arguments.run / "config.yaml", arguments.override)
-    folder = models.local_folder(config.model.name_or_path, config.output_dir)
-    prompter = Prompter(config.generation.prompt, models.load_tokenizer(
+    folder = folders.local_folder(config.model.name_or_path, config.output_dir)
+    prompter = Prompter(config.generation.prompt, folders.load_tokenizer(
         folder, trust_remote_code=config.model.trust_remote_code), config.generation)
     pool = Pool(arguments.run)
     records = pool.rows(range(min(arguments.records, len(pool))))

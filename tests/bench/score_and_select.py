@@ -29,7 +29,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adg import arrays, artifacts, geometry  # noqa: E402
+from adg import geometry  # noqa: E402
+from adg.base import arrays, artifacts  # noqa: E402
 from adg.geometry import centred_grams  # noqa: E402
 from adg.methods import divergence  # noqa: E402
 from adg.selection import select_paper  # noqa: E402

@@ -32,7 +32,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adg import artifacts  # noqa: E402
+from adg.base import artifacts  # noqa: E402
 from adg.methods.compression import Prefix, as_sharegpt  # noqa: E402
 from adg.records import read_source  # noqa: E402
 

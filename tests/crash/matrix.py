@@ -42,11 +42,12 @@ os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE"
 
 from operations import Operation, watch  # noqa: E402
 
-from adg import arrays, artifacts, command, distributed  # noqa: E402
+from adg.base import arrays, artifacts, distributed  # noqa: E402
 from adg.config import Config, load_config  # noqa: E402
-from adg.history import read_log, read_records  # noqa: E402
-from adg.stages import STAGES, outputs_of  # noqa: E402
-from adg.verify import verify  # noqa: E402
+from adg.pipeline import command  # noqa: E402
+from adg.pipeline.history import read_log, read_records  # noqa: E402
+from adg.pipeline.stages import STAGES, outputs_of  # noqa: E402
+from adg.tools.verify import verify  # noqa: E402
 
 _BY_COPIES = ("sample", "embed", "measure", "finetune", "evaluate")
 _SHARES = (("finetune",), ("sample", "embed", "measure", "evaluate"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import RECORDS, ROOT
 
-from adg import artifacts
+from adg.base import artifacts
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import torch
 from conftest import RECORDS
 from transformers import AutoModel
 
-from adg import artifacts
+from adg.base import artifacts
+from adg.base.errors import InputError
 from adg.config import load_config
-from adg.errors import InputError
-from adg.models import load_tokenizer
+from adg.models.folders import load_tokenizer
 from adg.prompts import Prompter
 from adg.records import Pool
 from embedding import backbone, check

@@ -11,9 +11,9 @@ import pytest
 from conftest import RECORDS, command
 from sklearn.cluster import MiniBatchKMeans
 
-from adg import arrays, artifacts
+from adg.base import arrays, artifacts
+from adg.base.errors import InputError
 from adg.config import load_config
-from adg.errors import InputError
 from embedding import cluster
 
 N, H = 600, 12

@@ -9,11 +9,12 @@ import torch
 from conftest import RECORDS, tree
 from transformers import AutoModel, AutoModelForCausalLM
 
-from adg import artifacts, distributed, weights
+from adg.base import artifacts, distributed
+from adg.base.errors import InputError
 from adg.config import GenerationConfig, load_config
-from adg.errors import InputError
 from adg.geometry import centred_grams
-from adg.models import load_tokenizer
+from adg.models import loading
+from adg.models.folders import load_tokenizer
 from adg.prompts import Prompter
 from adg.records import Answer
 from embedding import embed
@@ -185,7 +186,7 @@ def test_the_models_own_limit_counts_too(config_file, stage, answered, tiny_mode
 
 def test_a_model_that_cannot_fit_ends_before_the_pool_is_read(config_file, stage, answered,
                                                               monkeypatch):
-    monkeypatch.setattr(weights, "_memory", lambda config: {"cpu": 100_000})
+    monkeypatch.setattr(loading, "_memory", lambda config: {"cpu": 100_000})
     monkeypatch.setattr(embed, "Pool", None)
     with pytest.raises(InputError, match=r"the weights take 0\.\d GiB, and a rank's share of the "
                                          r"memory has 0\.0 GiB free: raise embedding.gpus_per"):
@@ -256,9 +257,9 @@ def test_a_model_is_read_straight_to_its_device(config_file, tiny_model, monkeyp
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda folder, **options:
                         asked.append(options.get("device_map")) or read(folder, **options))
     config = load_config(config_file(), [])
-    expected = weights.load(AutoModel, tiny_model, "float32", config)
+    expected = loading.load(AutoModel, tiny_model, "float32", config)
     monkeypatch.setattr(distributed, "device", lambda: "cpu:0")
-    found = weights.load(AutoModel, tiny_model, "float32", config)
+    found = loading.load(AutoModel, tiny_model, "float32", config)
     assert asked == [None, {"": "cpu:0"}]
     assert not any(hasattr(module, "_hf_hook") for module in found.modules())
     tensors = dict(found.named_parameters()) | dict(found.named_buffers())

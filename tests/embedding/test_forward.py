@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import AutoModel, Qwen2Config, Qwen2Model
 
-from adg.batching import plan_batches
-from adg.errors import InputError
-from adg.layers import window_layers
+from adg.base.errors import InputError
+from adg.models.batching import plan_batches
+from adg.models.layers import window_layers
 from embedding import shared_prompts
 from embedding.forward import Embedder, length, separate
 from embedding.sequences import Row

@@ -9,9 +9,9 @@ import torch
 from conftest import RECORDS
 from transformers import AutoModel
 
-from adg import artifacts
-from adg.errors import InputError
-from adg.models import load_tokenizer
+from adg.base import artifacts
+from adg.base.errors import InputError
+from adg.models.folders import load_tokenizer
 from embedding import embed
 from embedding.pooling import content_weights
 from embedding.sequences import Row, weigh

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from adg import artifacts
+from adg.base import artifacts
+from adg.base.errors import InputError
 from adg.config import BENCHMARKS as MAIN
-from adg.errors import InputError
 from eval import tables
 from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
 from eval.formats import as_text

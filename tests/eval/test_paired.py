@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from scipy.stats import norm, ttest_rel
 
-from adg import artifacts
+from adg.base import artifacts
+from adg.base.errors import InputError
 from adg.config import BENCHMARKS as MAIN
-from adg.errors import InputError
 from eval import paired, tables
 from eval.benchmarks import BENCHMARKS, group_scores
 

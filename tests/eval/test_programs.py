@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from adg import checks, pipeline
+from adg.base.errors import InputError
 from adg.config import load_config
-from adg.errors import InputError
+from adg.pipeline import __main__ as pipeline
+from adg.pipeline import checks
 from eval import harness, programs, run_benchmarks, run_program
 
 # Programs with the verdicts of the hub's metric code_eval (evaluate 0.4), got by running its

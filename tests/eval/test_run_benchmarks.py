@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 
-from adg import artifacts, distributed
+from adg.base import artifacts, distributed
+from adg.base.errors import InputError
 from adg.config import load_config
-from adg.errors import InputError
 from eval import fetch_benchmarks, harness, programs, run_benchmarks, shared_model
 from eval.backends import load_model
 from eval.benchmarks import BENCHMARKS

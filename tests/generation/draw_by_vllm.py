@@ -14,9 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from adg import models  # noqa: E402
 from adg.config import load_config  # noqa: E402
-from adg.earlier import Earlier  # noqa: E402
+from adg.models import folders  # noqa: E402
+from adg.pipeline.earlier import Earlier  # noqa: E402
 from adg.prompts import Prompter  # noqa: E402
 from adg.records import Pool  # noqa: E402
 from generation.answers import Request  # noqa: E402
@@ -33,8 +33,8 @@ VARIANTS = {
 
 def main() -> None:
     config = load_config(Path(sys.argv[1]), [])
-    folder = models.local_folder(config.model.name_or_path, config.output_dir)
-    prompter = Prompter(config.generation.prompt, models.load_tokenizer(
+    folder = folders.local_folder(config.model.name_or_path, config.output_dir)
+    prompter = Prompter(config.generation.prompt, folders.load_tokenizer(
         folder, trust_remote_code=False), config.generation)
     records = list(Pool(Path(config.output_dir)))
     draft = Draft(0, records, Path("none"), prompter, config, Earlier(Path("none")))

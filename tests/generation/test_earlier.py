@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import RECORDS, tree
 
-from adg import artifacts, earlier
-from adg.errors import InputError
+from adg.base import artifacts
+from adg.base.errors import InputError
+from adg.pipeline import earlier
 from embedding import embed
 from embedding.forward import Embedder
 from generation import prepare_pool, sample_answers

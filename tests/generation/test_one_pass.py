@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, command, tree
 
-from adg import artifacts, geometry
+from adg import geometry
 from adg.answer_vectors import CHECK_FOLDER
+from adg.base import artifacts
+from adg.base.errors import InputError
 from adg.config import load_config
-from adg.errors import InputError
 from adg.records import Answer, Pool
 from embedding import backbone, cluster, embed
 from embedding.forward import Embedder

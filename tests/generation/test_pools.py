@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import RECORDS
 
-from adg import artifacts
+from adg.base import artifacts
+from adg.base.errors import InputError
 from adg.config import POOL_SCHEMAS, load_config
-from adg.errors import InputError
 from generation import prepare_pool, schemas, sources, text_files
 
 GOOD = [{"id": f"g{i}", "instruction": f"Say {i}.", "output": f"{i}, é"} for i in range(3)]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import RECORDS
 
-from adg.errors import InputError
+from adg.base.errors import InputError
 from generation import prepare_pool
 
 

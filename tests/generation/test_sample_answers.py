@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import RECORDS, ROOT, command, tree
 
-from adg import artifacts
+from adg.base import artifacts
+from adg.base.errors import InputError
 from adg.config import Config, GenerationConfig, load_config
-from adg.earlier import Earlier
-from adg.errors import InputError
-from adg.models import load_tokenizer
+from adg.models.folders import load_tokenizer
+from adg.pipeline.earlier import Earlier
 from adg.prompts import Prompter
 from adg.records import Pool
 from embedding import embed
@@ -280,7 +280,7 @@ def test_two_agents_share_what_a_lost_one_left(config_file, stage, prepared):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     agents = [subprocess.Popen(
-        [sys.executable, "-m", "adg.launch", "--nnodes=2", "--nproc_per_node=1",
+        [sys.executable, "-m", "adg.pipeline.launch", "--nnodes=2", "--nproc_per_node=1",
          "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test",
          "-m", "generation.sample_answers", str(path),
          f"output_dir={prepared.parent / 'two'}"],

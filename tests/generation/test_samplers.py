@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from adg.base.errors import InputError
 from adg.config import load_config
-from adg.errors import InputError
 from generation import samplers
 from generation.answers import Request
 from generation.samplers import TransformersSampler, VllmSampler, left_unused

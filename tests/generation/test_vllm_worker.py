@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from adg.base.errors import InputError
 from adg.config import load_config
-from adg.errors import InputError
-from adg.vllm_options import engine_options
+from adg.models.vllm_options import engine_options
 
 vllm_worker = pytest.importorskip("generation.vllm_worker")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from adg import distributed  # noqa: E402
+from adg.base import distributed  # noqa: E402
 from train import finetune  # noqa: E402
 
 

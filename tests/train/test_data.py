@@ -1,9 +1,9 @@
 import pytest
 from conftest import RECORDS
 
+from adg.base.errors import InputError
 from adg.config import GenerationConfig, load_config
-from adg.errors import InputError
-from adg.models import load_tokenizer
+from adg.models.folders import load_tokenizer
 from adg.prompts import Prompter
 from train.data import IGNORED, collate, encode
 from train.finetune import encode_all

@@ -14,10 +14,11 @@ import torch
 from conftest import RECORDS, ROOT, command
 from safetensors.torch import load_file
 
-from adg import artifacts, distributed, lock, provenance
+from adg.base import artifacts, distributed, lock
+from adg.base.errors import InputError
 from adg.config import load_config
-from adg.errors import InputError
-from adg.models import load_tokenizer
+from adg.models.folders import load_tokenizer
+from adg.pipeline import provenance
 from train import callbacks, finetune, hours
 from train.callbacks import Checkpoints
 from train.data import IGNORED, NOTHING, collate
@@ -42,7 +43,7 @@ def same(left: dict, right: dict) -> bool:
 
 def script(name: str, *arguments: object, ranks: int = 0) -> subprocess.CompletedProcess:
     """Runs a script beside this file, under torchrun where ranks is given."""
-    launcher = ["-m", "adg.launch", f"--nproc_per_node={ranks}"] if ranks else []
+    launcher = ["-m", "adg.pipeline.launch", f"--nproc_per_node={ranks}"] if ranks else []
     return subprocess.run(
         [sys.executable, *launcher, f"tests/train/{name}.py", *map(str, arguments)], cwd=ROOT,
         check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

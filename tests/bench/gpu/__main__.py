@@ -27,8 +27,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from adg import distributed
-from adg.errors import InputError
+from adg.base import distributed
+from adg.base.errors import InputError
 from tests.bench.gpu import (
     embedding,
     evaluation,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adg import artifacts, distributed
+from adg.base import artifacts, distributed
 from adg.config import Config, load_config
-from adg.history import read_log
+from adg.pipeline.history import read_log
 from tests.bench.gpu import command
 from tests.bench.gpu.plan import Budget
 from tests.bench.gpu.report import Reading, Report
@@ -77,7 +77,7 @@ class Bench:
 
     def command(self, module: str, *arguments: str, ranks: int = 0) -> str:
         """What a module prints; Failed where it ends badly, or not in time."""
-        launcher = ["adg.launch", f"--nproc_per_node={ranks}", "-m"] if ranks else []
+        launcher = ["adg.pipeline.launch", f"--nproc_per_node={ranks}", "-m"] if ranks else []
         return command.run([sys.executable, "-m", *launcher, module, *arguments], self.log,
                            self.budget.left())
 

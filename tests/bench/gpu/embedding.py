@@ -7,10 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from adg import distributed
-from adg.batching import budget
+from adg.base import distributed
 from adg.config import Config
-from adg.layers import windows_of
+from adg.models.batching import budget
+from adg.models.layers import windows_of
 from adg.records import Answer, Pool
 from tests.bench.embed import matmul_peak, synchronise, useful_flops
 from tests.bench.gpu import random_model

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adg import distributed
+from adg.base import distributed
 from tests.bench.gpu.plan import Part
 from tests.bench.gpu.report import Reading
 

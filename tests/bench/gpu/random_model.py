@@ -5,8 +5,9 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from adg import distributed, models
+from adg.base import distributed
 from adg.config import Config
+from adg.models import folders
 from adg.records import read_source
 from tests.bench.embed import LLAMA_8B
 
@@ -58,7 +59,7 @@ def make(folder: Path, shape: str, config: Config) -> None:
 def folder_of(config: Config) -> Path:
     """The model's folder, be it without weights."""
     folder = Path(config.model.name_or_path)
-    return folder if is_random(folder) else models.local_folder(
+    return folder if is_random(folder) else folders.local_folder(
         config.model.name_or_path, config.output_dir)
 
 

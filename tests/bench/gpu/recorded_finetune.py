@@ -3,7 +3,7 @@
     torchrun ... -m tests.bench.gpu.recorded_finetune CONFIG [section.key=value ...]
 """
 
-from adg import distributed
+from adg.base import distributed
 from train import finetune
 
 MARK = "peak memory in bytes:"

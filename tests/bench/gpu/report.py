@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adg import artifacts
+from adg.base import artifacts
 
 NOTES = """\
 A value is the median over the repeats in brackets; a ratio is that of its median to that of the row

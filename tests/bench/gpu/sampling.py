@@ -13,8 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from adg import artifacts, distributed, models
+from adg.base import artifacts, distributed
 from adg.config import Config, describe_keys
+from adg.models import folders
 from adg.prompts import Prompter
 from adg.records import Pool
 from tests.bench.gpu.bench import Bench, serve
@@ -141,16 +142,16 @@ def start(config: Config) -> tuple[Any, Prompter, list[dict], int]:
     from generation.samplers import VllmSampler
 
     distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
-    folder = models.local_folder(config.model.name_or_path, config.output_dir)
+    folder = folders.local_folder(config.model.name_or_path, config.output_dir)
     trust = config.model.trust_remote_code
-    prompter = Prompter(config.generation.prompt, models.load_tokenizer(
+    prompter = Prompter(config.generation.prompt, folders.load_tokenizer(
         folder, trust_remote_code=trust), config.generation)
     records = list(Pool(Path(config.output_dir)))
     sampler = VllmSampler(folder, config)
     generate(sampler, requests_of(records[:_WARM_UP], prompter, config), seeds=True)
     if config.embedding.source == "sampling":
         sampler.llm.collective_rpc("forget_answers")
-    return sampler, prompter, records, models.describe(folder, trust_remote_code=trust).hidden_size
+    return sampler, prompter, records, folders.describe(folder, trust_remote_code=trust).hidden_size
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from adg import artifacts, distributed
+from adg.base import artifacts, distributed
 from adg.config import Config, load_config, to_yaml
 from tests.bench.gpu import command, random_model
 from tests.bench.gpu.bench import ROOT

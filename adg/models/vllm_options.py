@@ -1,0 +1,48 @@
+"""What every engine of vLLM is started with, whichever stage asks for it."""
+
+import os
+from typing import Any
+
+from adg.base import distributed, screen
+from adg.base.errors import InputError
+from adg.config import Config
+
+
+def engine_options(config: Config, *, own_process: bool,
+                   dtype: str | None = None) -> dict[str, Any]:
+    """Options of an engine. Sets those of vLLM's switches that are not set, and has an engine of
+    its own process end with this one: to be called before vLLM is imported, and after
+    distributed.claim_gpus.
+
+    `own_process`: the engine runs in a process of its own. `dtype`: of the weights, where it is not
+    model.dtype. Raises InputError where this build of vLLM has no device to run on.
+    """
+    import torch
+
+    on_gpu = distributed.on_gpu()
+    if not on_gpu and torch.version.cuda is not None:
+        raise InputError("vLLM is installed in its build for GPUs, and there is no GPU to use: run "
+                         "this stage where there is one, or install the build for the CPU "
+                         "(bash run.sh setup cpu)")
+    logging = ({"VLLM_LOGGING_STREAM": "ext://sys.stderr"} if screen.has_log()
+               else {"VLLM_LOGGING_LEVEL": "ERROR"})
+    switches = {**logging, "VLLM_NO_USAGE_STATS": "1",
+                "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_process)),
+                # on_gpu() has touched CUDA, which a forked process cannot use, nor the locks of
+                # this one's threads
+                "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+                # an engine's start would compile FlashInfer's sampler, which takes nvcc and is for
+                # requests without a seed; all here have one or are greedy
+                "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    if not on_gpu:
+        switches |= {"VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+                     "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # ranks share the cores
+    for name, value in switches.items():
+        os.environ.setdefault(name, value)
+    if own_process:
+        distributed.end_children_with_this_process()
+    hardware: dict[str, Any] = {"gpu_memory_utilization": config.generation.gpu_memory_utilization}
+    if not on_gpu:
+        hardware = {"enforce_eager": True}  # compiling costs more than it wins on a processor
+    return {"dtype": dtype or config.model.dtype, "seed": config.seed,
+            "trust_remote_code": config.model.trust_remote_code, **hardware}

@@ -1,0 +1,201 @@
+"""What a person wants to see of a finished run: python -m adg.tools.summary RUN_DIR
+
+Reads only what the stages left in the run folder. A part whose stage has not run is not shown, nor
+one that was made from other inputs than are there now.
+"""
+
+import argparse
+import json
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from adg.base import artifacts
+from adg.base.distributed import run_script, say
+from adg.base.errors import InputError
+from adg.config import SUBSETS, Config, load_config
+from adg.methods.choice import words
+from adg.pipeline.history import read_log, read_records
+from adg.pipeline.identity import Identities
+from adg.pipeline.stages import OUTSIDE, STAGES, label_of, outputs_of
+
+_EXAMPLES = 3  # records shown from each end of the ranking
+_ANSWERS = 2  # answers shown of each
+_BINS = 20  # up to here each bin is shown
+_WIDTH = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run folder")
+    run = parser.parse_args().run
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run}/ holds no config.yaml: not a run folder")
+    config = load_config(run / "config.yaml", [])
+    config.output_dir = str(run)
+    say("\n".join(summarise(run, config)))
+
+
+def summarise(run: Path, config: Config) -> list[str]:
+    """The lines of the summary."""
+    log = last_lines(run, config)
+    old = out_of_date(run, config)
+    fits = {name: line for name, line in log.items() if name not in old}
+    parts = []
+    if old:
+        parts += [_title("Out of date"), *textwrap.wrap(
+            f"{', '.join(old.values())}: not made from what {run} holds now, so that their results "
+            f"are not shown. Run these stages again.", _WIDTH)]
+    if "prepare" in fits:
+        parts += [_title("Records"), _records(fits, config)]
+    if "select" in fits:
+        subsets = run / "subsets" / config.selection.name
+        if config.selection.method == "adg":
+            scores = artifacts.JsonlRows(subsets / "scores.jsonl")
+            parts += [_title("Dispersion, anisotropy, score"), *_spread(fits["select"], config)]
+            parts += [_title("Highest and lowest scores"), *_extremes(run, scores)]
+            parts += [_title("Subsets by bin"), *_by_bin(subsets, scores)]
+    selected, evaluated = (log.get(name, {}).get("time", "") for name in ("select", "evaluate"))
+    if ((run / "tables.md").is_file() and not old.keys() & {"evaluate", "tables"}
+            and evaluated >= selected):
+        parts += [_title("Benchmarks"), (run / "tables.md").read_text(encoding="utf-8").rstrip()]
+    parts += [_title("Time"), *_times(log), _title("Files"), *_files(run, config)]
+    return parts
+
+
+def last_lines(run: Path, config: Config) -> dict[str, dict]:
+    """{stage: its last line of log.jsonl} for the names of this configuration."""
+    labels = set(_labels(config).values())
+    return {line["stage"]: line for line in read_log(run) if line["label"] in labels}
+
+
+def out_of_date(run: Path, config: Config) -> dict[str, str]:
+    """{stage: its label} of those that have finished, but not with what the run folder holds now.
+
+    That is a stage one input of which is another now than its record says, one that is being redone
+    and has not ended, and one that works on what such a stage wrote. What lies outside the run
+    folder, or has been removed from it to save disk, is not looked at.
+    """
+    identities, records, log = Identities(run, config), read_records(run), last_lines(run, config)
+    found: dict[str, str] = {}
+    outputs = set() if (run / "pool.jsonl").is_file() else {"pool.jsonl"}  # that fit nothing
+    for name, label in _labels(config).items():
+        if name not in log:
+            continue
+        record = records.get(label, {"state": "lost", "inputs": {}})
+        inputs = {path: known for path, known in record["inputs"].items() if path not in OUTSIDE}
+        if (record["state"] != "finished" or outputs & inputs.keys() or any(
+                (now := identities.artefact(path)) and now["sha256"] != known["sha256"]
+                for path, known in inputs.items())):
+            found[name] = label
+            outputs |= set(outputs_of(name, config))
+    return found
+
+
+def _labels(config: Config) -> dict[str, str]:
+    """{stage: its label} for the names of this configuration."""
+    return {name: label_of(name, config) for name in STAGES}
+
+
+def _title(text: str) -> str:
+    return f"\n== {text} " + "=" * max(0, _WIDTH - len(text) - 4)
+
+
+def _records(log: dict[str, dict], config: Config) -> str:
+    prepare = log["prepare"]
+    left_out = [(number, kind) for kind in ("rejected", "dropped_duplicates")
+                if (number := prepare.get(kind)) or kind == "rejected"]
+    text = ", ".join([f"{prepare['records'] + sum(number for number, _ in left_out)} read",
+                      *(f"{number} {kind.replace('_', ' ')}" for number, kind in left_out),
+                      f"{prepare['records']} in the pool"])
+    if "select" in log:
+        sizes = ", ".join(f"{name} {size}" for name, size in log["select"]["subset_sizes"].items())
+        if "scored" in log["select"]:
+            text += f"; {log['select']['scored']} scored"
+        if "dropped" in log["select"]:
+            text += (f"; {log['select']['kept']} kept by {config.selection.method}, dropped: "
+                     + words(log["select"]["dropped"]))
+        text += f"; {sizes}"
+    return text
+
+
+def _spread(line: dict, config: Config) -> list[str]:
+    rows = [f"{'':12}{'min':>8}{'5%':>8}{'25%':>8}{'median':>8}{'75%':>8}{'95%':>8}{'max':>8}"]
+    for name, quantiles in line["quantiles"].items():
+        rows.append(f"{name:12}" + "".join(f"{value:8.4f}" for value in quantiles.values()))
+    shares, weight = line["variance_share"], config.selection.anisotropy_weight
+    if shares["dispersion"] is None:
+        return [*rows, "all scores are equal"]
+    decides = max(shares, key=shares.get)
+    correlations = ", ".join(f"{pair.replace('-', ' and ')} "
+                             f"{'-' if value is None else format(value, '.2f')}"
+                             for pair, value in line["correlation"].items())
+    return [*rows, f"score = {1 - weight:.2g} dispersion + {weight:.2g} anisotropy; share of the "
+                   f"score's variance: dispersion {shares['dispersion']:.0%}, anisotropy "
+                   f"{shares['anisotropy']:.0%}: {decides} decides",
+            f"correlations: {correlations}",
+            f"of the {line['subset_sizes']['top']} records of top, "
+            f"{line['top_shared_with']['dispersion_alone']} are in that of dispersion alone, "
+            f"{line['top_shared_with']['anisotropy_alone']} in that of anisotropy alone"]
+
+
+def _extremes(run: Path, scores: artifacts.JsonlRows) -> list[str]:
+    values = np.array([row["score"] for row in scores], dtype=np.float64)  # null: NaN, sorted last
+    ranking = np.argsort(-values, kind="stable")[: np.count_nonzero(~np.isnan(values))].tolist()
+    shown = dict.fromkeys(ranking[:_EXAMPLES] + ranking[-_EXAMPLES:])
+    pool = artifacts.JsonlRows(run / "pool.jsonl")
+    answers = artifacts.JsonlRows(run / "answers") if (run / "answers").is_dir() else None
+    lines = []
+    for row in shown:
+        (record, _), (score, _) = pool.row(row), scores.row(row)
+        lines.append(f"{score['score']:.4f}  D {score['dispersion']:.4f}  "
+                     f"I {score['anisotropy']:.4f}  {score['id']}: "
+                     + _short(record["instruction"], 60))
+        if answers is not None:
+            texts = answers.row(row)[0]["generated_answers"]
+            lines += [f"        - {_short(text, _WIDTH - 10)}" for text in texts[:_ANSWERS]]
+    return lines
+
+
+def _short(text: str, width: int) -> str:
+    return textwrap.shorten(text, width, placeholder=" ...") or "(empty)"
+
+
+def _by_bin(subsets: Path, scores: artifacts.JsonlRows) -> list[str]:
+    counts = {"records": Counter(row["bin"] for row in scores)}
+    bins = sorted(counts["records"])
+    if len(bins) > _BINS:
+        sizes = counts["records"].values()
+        return [f"{len(bins)} bins of {min(sizes)} to {max(sizes)} records; "
+                f"see {subsets / 'scores.jsonl'}"]
+    bin_of = {row["id"]: row["bin"] for row in scores}
+    for name in SUBSETS:
+        chosen = json.loads((subsets / f"{name}.json").read_text(encoding="utf-8"))
+        counts[name] = Counter(bin_of.get(record["id"]) for record in chosen)
+    rows = [f"{'bin':10}" + "".join(f"{bin_:>5}" for bin_ in bins) + f"{'all':>7}"]
+    for name, own in counts.items():
+        rows.append(f"{name:10}" + "".join(f"{own[bin_]:>5}" for bin_ in bins)
+                    + f"{own.total():>7}")
+    return rows
+
+
+def _times(log: dict[str, dict]) -> list[str]:
+    rows = [f"{name:10}{log[name]['seconds']:9.1f} s{log[name]['records']:8} records"
+            for name in STAGES if name in log]
+    return [*rows, f"{'together':10}{sum(line['seconds'] for line in log.values()):9.1f} s"]
+
+
+def _files(run: Path, config: Config) -> list[str]:
+    lines = [f"{name:10}" + ", ".join(found) for name in STAGES
+             if (found := [str(run / path) for path in outputs_of(name, config)
+                           if (run / path).exists()])]
+    return [*(textwrap.fill(line, _WIDTH, subsequent_indent=" " * 10, break_long_words=False,
+                            break_on_hyphens=False) for line in lines),
+            f"{'every':10}{run / 'config.yaml'}, {run / 'log.jsonl'}"]
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,136 @@
+"""What does a choice change? Select for every combination of some values, from what is stored.
+
+Each combination is a selection of its own, subsets/<its values>/, whose stage is skipped where it
+is done; a value that its method does not read makes none, and is not in its name. Printed is how
+many records of top each two share.
+
+    python -m adg.tools.sweep configs/demo.yaml --over selection.anisotropy_weight=0,0.2,0.4,1
+    python -m adg.tools.sweep configs/demo.yaml --over selection.num_answers=3,5 \\
+        --over selection.recipe=paper,released
+    python -m adg.tools.sweep configs/demo.yaml --over selection.method=adg,random,longest,ifd
+"""
+
+import argparse
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+
+from adg import score_and_select
+from adg.base.distributed import run_script, say
+from adg.base.errors import InputError
+from adg.config import Config, describe_keys, load_config, no_key
+from adg.method_facts import EVERY
+from adg.pipeline import __main__ as pipeline
+from adg.pipeline.command import Command
+from adg.pipeline.provenance import StageRun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, as in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value",
+                        help="replaces a value of the file, for all combinations")
+    parser.add_argument("--over", action="append", required=True, metavar="KEY=VALUE,VALUE",
+                        help="a key of selection and its values; may be given several times")
+    arguments = parser.parse_intermixed_args()
+    keys = [text.partition("=")[0] for text in arguments.over]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice:
+        raise InputError(f"--over {twice} is given twice: write all its values after one")
+    combinations = list(itertools.product(*map(read_values, arguments.over)))
+    planned = {config.selection.name: (config, given) for config, given in (
+        plan(own, arguments) for own in combinations)}.values()  # all, before the first works
+    tops, problems = {}, []
+    for config, given in planned:
+        name = config.selection.name
+        try:
+            tops[name] = select(config, given)
+        except InputError as error:
+            problems.append(f"not selected: {name}: {error}")
+        except SystemExit as ended:  # of stage measure, which has said why
+            problems.append(f"not selected: {name}: measure ended with status {ended.code}")
+    say("\n".join(["", *overlaps(tops), *problems]))
+    sys.exit(2 if problems else 0)
+
+
+def read_values(text: str) -> list[tuple[str, str]]:
+    """[(key, value), ...] of one --over; InputError where the key is none of a selection."""
+    key, _, values = text.partition("=")
+    if key not in {name for name, *_ in describe_keys()}:
+        raise InputError(f"--over {no_key(key)}")
+    if not key.startswith("selection.") or key == "selection.name":
+        raise InputError(f"--over {key}: no key of selection; a sweep chooses anew from what is "
+                         f"stored, so other keys need a run folder of their own")
+    found = [value for value in values.split(",") if value]
+    if not found:
+        raise InputError(f"--over {text}: write {key}=VALUE,VALUE")
+    return [(key, value) for value in found]
+
+
+def name_of(combination: tuple[tuple[str, str], ...]) -> str:
+    """The name of a combination's selection: anisotropy_weight-0.2_recipe-paper."""
+    parts = [value if key == "selection.method" else f"{key.removeprefix('selection.')}-{value}"
+             for key, value in combination]
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "_".join(parts))
+
+
+def plan(combination: tuple[tuple[str, str], ...],
+         arguments: argparse.Namespace) -> tuple[Config, list[str]]:
+    """(a combination's configuration, the arguments that give it); InputError where it is none."""
+    given = [*arguments.overrides, *(f"{key}={value}" for key, value in combination)]
+    config = load_config(arguments.config, given)
+    combination = tuple(pair for pair in combination if reads(config, pair[0]))
+    if combination:  # else all that is left is the method, by whose name a selection goes anyway
+        given.append(f"selection.name={name_of(combination)}")
+    config = load_config(arguments.config, given)
+    if own := measure_of(config, combination):
+        given += own
+        config = load_config(arguments.config, given)
+    return config, [str(arguments.config), *given]
+
+
+def reads(config: Config, key: str) -> bool:
+    """Whether the method of a configuration reads a key of selection."""
+    facts = config.selection.facts()
+    if key in ("selection.budget", "selection.measure"):
+        return facts.heeds_budget if key == "selection.budget" else facts.measures()
+    read = (*EVERY, *facts.keys, *facts.measure_keys, *facts.models.values(), *facts.files.values())
+    return any(f"{key}.".startswith(f"{own}.") for own in read)
+
+
+def measure_of(config: Config, combination: tuple[tuple[str, str], ...]) -> list[str]:
+    """What gives a combination a measure of its own, where its values decide what is measured."""
+    selection, facts = config.selection, config.selection.facts()
+    deciding = tuple(pair for pair in combination
+                     if pair[0] in (*facts.measure_keys, *facts.models.values()))
+    if not deciding or selection.measure != selection.method:  # or named by hand
+        return []
+    return [f"selection.measure={name_of((('selection.method', selection.method), *deciding))}"]
+
+
+def select(config: Config, arguments: list[str]) -> set[str]:
+    """The ids of a selection's top, chosen and measured where that is not done."""
+    say(f"== {config.selection.name}")
+    if config.selection.facts().measures() and not StageRun("measure", config).is_done():
+        ranks, environment = pipeline.layout()
+        pipeline.run_stage("measure", arguments, config, ranks, environment)
+    score_and_select.select(Command(config, overwrite=False, dry_run=False, show_prompts=0))
+    path = Path(config.output_dir) / "subsets" / config.selection.name / "top.json"
+    return {record["id"] for record in json.loads(path.read_bytes())}
+
+
+def overlaps(tops: dict[str, set[str]]) -> list[str]:
+    """A Markdown table: how many records the tops of each two selections share."""
+    head = ["shared", *(f"{number}" for number in range(1, len(tops) + 1))]
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * len(tops)]
+    for number, (name, own) in enumerate(tops.items(), 1):
+        counts = (str(len(own & other)) for other in tops.values())
+        lines.append(f"| {number}. {name} | {' | '.join(counts)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    run_script(main)
