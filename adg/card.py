@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from adg import geometry
 from adg.config import Config
 from adg.pipeline.stages import model_of
 
@@ -31,7 +32,7 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any], num
         if size:
             front += [f"- config_name: {name}", f"  data_files: {name}.json"]
             front += ["  default: true"] * (name == "top")
-    generation, weight = config.generation, config.selection.anisotropy_weight
+    generation, selection = config.generation, config.selection
     facts = config.selection.facts()
     seed = config.selection_seed() if "selection.seed" in facts.keys else config.seed
     models = [_public(model_of(name, config)) for name in facts.models]
@@ -41,7 +42,8 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any], num
         k=config.selection.num_answers or generation.num_answers,
         temperature=generation.temperature, top_p=generation.top_p,
         top_k=f"top-k {generation.top_k}, " if generation.top_k else "",
-        tokens=generation.max_new_tokens, d=1 - weight, i=weight,
+        tokens=generation.max_new_tokens,
+        score=geometry.formula(selection.score, selection.anisotropy_weight),
         bins=num_bins, recipe=config.selection.recipe)
     source = config.pool.path if config.pool.on_hub() else Path(config.pool.path).name
     body = [f"# {config.selection.name}: {sizes['top']:,} of {num_records:,} records of {source}",

@@ -66,7 +66,7 @@ FACTS = {
         "Chosen by answer divergence (ADG): the backbone answered each instruction {k} times "
         "(temperature {temperature:g}, {top_k}top-p {top_p:g}, at most {tokens} tokens); "
         "dispersion D and anisotropy I of the answers' hidden states make the score "
-        "s = {d:g} D + {i:g} I, and each of {bins} semantic bins gives in proportion to its size "
+        "s = {score}, and each of {bins} semantic bins gives in proportion to its size "
         "(recipe {recipe}).",
         keys=("selection.window", "selection.recipe", "selection.num_answers",
               "selection.anisotropy_weight"),

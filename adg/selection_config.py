@@ -1,6 +1,6 @@
 """The configuration's section `selection`: a key or a section for what each method asks."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adg.base.keys import (
     DTYPES,
@@ -13,6 +13,7 @@ from adg.base.keys import (
     require,
     seed_or_none,
 )
+from adg.geometry import SCORES
 from adg.method_facts import FACTS, MethodFacts
 
 _CANDIDATES = 0.2  # of the pool, as the release of SuperFiltering has it
@@ -227,6 +228,8 @@ class SelectionConfig:
                                         "been drawn; null: all of generation.num_answers")
     anisotropy_weight: float = key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
                                          "0: D alone, 1: I alone")
+    score: str = key("divergence", "adg: function of D, I and lambda in adg.geometry.SCORES: "
+                                   + ", ".join(SCORES))
     ifd: IfdConfig = field(default_factory=IfdConfig)
     pre_experience: PreExperienceConfig = field(default_factory=PreExperienceConfig)
     superfiltering: SuperfilteringConfig = field(default_factory=SuperfilteringConfig)
@@ -237,6 +240,7 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         one_of("selection.method", self.method, tuple(FACTS))
         one_of("selection.recipe", self.recipe, ("paper", "released"))
+        one_of("selection.score", self.score, tuple(SCORES))
         require(self.budget >= 1, "selection.budget", self.budget, "1 or more")
         seed_or_none("selection.seed", self.seed)
         require(self.num_answers is None or self.num_answers >= 2, "selection.num_answers",
@@ -250,6 +254,8 @@ class SelectionConfig:
     def facts(self) -> MethodFacts:
         """What the pipeline knows of the method, as it is configured."""
         facts = FACTS[self.method]
+        if self.method == "adg" and self.score != SelectionConfig.score:
+            return replace(facts, keys=(*facts.keys, "selection.score"))  # older records lack it
         return facts.given if self.method == "mig" and self.mig.tag_vectors else facts
 
     def fill_in_names(self) -> None:

@@ -174,6 +174,8 @@ def _variant(records: dict[str, dict], method: str, backbone: str, selected: dic
     weight = selected.get("selection.anisotropy_weight", 0.4)
     if weight != 0.4:
         yield f"lambda = {weight:g}"
+    if "selection.score" in selected:  # not the paper's
+        yield f"score {selected['selection.score']}"
     recipes = {selected.get("selection.recipe", "paper"), settings.get("embedding.recipe", "paper")}
     if "released" in recipes:
         yield "recipe released"

@@ -4,6 +4,7 @@ Shapes: N records of the pool, K answers each, B of them in a block.
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from adg import geometry
 from adg.base import arrays
 from adg.base.errors import InputError
 from adg.config import Config
+from adg.geometry import SCORES
 from adg.methods.choice import Choice
 from adg.records import Pool
 from adg.selection import RECIPES
@@ -28,16 +30,19 @@ def choose_by_divergence(folder: Path, pool: Pool, config: Config) -> Choice:
     settings = config.selection
     bins = read_bins(folder / "bins.npy", len(pool))
     grams = f"window_grams/{settings.window}" if settings.window else "answer_grams"
-    columns = score_grams(folder / grams, len(pool), settings.anisotropy_weight,
-                          first=settings.num_answers)
-    check_told_apart(columns, settings.anisotropy_weight, folder / grams)
+
+    def score(dispersion: np.ndarray, anisotropy: np.ndarray) -> np.ndarray:
+        return SCORES[settings.score](dispersion, anisotropy, settings.anisotropy_weight)
+
+    columns = score_grams(folder / grams, len(pool), score, first=settings.num_answers)
+    check_told_apart(columns, score, folder / grams)
     select = RECIPES[settings.recipe]
     subsets = select(columns["score"], bins, settings.budget)
     alone = {f"{term}_alone": len(np.intersect1d(
         subsets.top, select(columns[term], bins, settings.budget).top))
         for term in ("dispersion", "anisotropy")}
     return Choice({"bin": bins} | columns, subsets,
-                  describe_scores(columns, settings.anisotropy_weight) | {"top_shared_with": alone})
+                  describe_scores(columns, score) | {"top_shared_with": alone})
 
 
 def read_bins(path: Path, num_records: int) -> np.ndarray:
@@ -49,7 +54,10 @@ def read_bins(path: Path, num_records: int) -> np.ndarray:
     return bins
 
 
-def score_grams(folder: Path, num_records: int, anisotropy_weight: float, *,
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of dispersion and anisotropy
+
+
+def score_grams(folder: Path, num_records: int, score: Score, *,
                 first: int | None = None) -> dict[str, np.ndarray]:
     """{"num_answers", "dispersion", "anisotropy", "score"}, each [N], from a folder of Grams.
 
@@ -69,26 +77,25 @@ def score_grams(folder: Path, num_records: int, anisotropy_weight: float, *,
         counts, dispersion, anisotropy = (np.concatenate(parts) for parts in
                                           zip(*workers.map(measure, blocks), strict=True))
     return {"num_answers": counts, "dispersion": dispersion, "anisotropy": anisotropy,
-            "score": geometry.divergence_score(dispersion, anisotropy, anisotropy_weight)}
+            "score": score(dispersion, anisotropy)}
 
 
-def check_told_apart(columns: dict[str, np.ndarray], anisotropy_weight: float,
-                     folder: Path) -> None:
+def check_told_apart(columns: dict[str, np.ndarray], score: Score, folder: Path) -> None:
     """InputError where several records are scored and all scores are equal, which select nothing.
 
     They count as equal where they differ by no more than the rounding of float32 Grams, which is
     relative in D and absolute in I.
     """
     scored = ~np.isnan(columns["score"])
-    scores, spread = columns["score"][scored], columns["dispersion"][scored]
-    if len(scores) < 2 or np.ptp(scores) > _ROUNDING * geometry.divergence_score(
-            spread.max(), 1.0, anisotropy_weight):
+    scores, spread, anisotropy = (columns[name][scored]
+                                  for name in ("score", "dispersion", "anisotropy"))
+    if len(scores) < 2 or np.ptp(scores) > _ROUNDING * abs(score(spread.max(), 1.0)):
         return
     why = "make the vectors again, or choose by another selection.method"
     if not spread.any():
         why = ("the answers to each record all have the same vector: draw others, as with a higher "
                "generation.temperature")
-    elif anisotropy_weight == 1:
+    elif np.array_equal(scores, score(0.0, anisotropy)):
         why = ("the anisotropy of two answers is 0 by construction" if (
                    columns["num_answers"].max() == 2) else "the anisotropy is the same everywhere")
         why += (", and selection.anisotropy_weight=1 leaves nothing else: lower it, or have more "
@@ -132,17 +139,19 @@ def check_grams(grams: np.ndarray, block: arrays.Block) -> None:
                          f"({rule}); make its chunk again")
 
 
-def describe_scores(columns: dict[str, np.ndarray], anisotropy_weight: float) -> dict:
+def describe_scores(columns: dict[str, np.ndarray], score: Score) -> dict:
     """Counts, quantiles, correlations, and the share of the score's variance that each term brings.
 
-    A term's share is its covariance with the score over the score's variance; the two sum to 1.
-    Shares and correlations are None where there is no variance.
+    A term's share is its covariance with the score over the score's variance; the two sum to 1. A
+    score that is not a sum of a term of each has no shares. Shares and correlations are None where
+    there is no variance.
     """
     scored = ~np.isnan(columns["score"])
     known = {name: columns[name][scored] for name in ("dispersion", "anisotropy", "score")}
-    terms = {"dispersion": (1 - anisotropy_weight) * known["dispersion"],
-             "anisotropy": anisotropy_weight * known["anisotropy"]}
+    terms = {"dispersion": score(known["dispersion"], 0.0),
+             "anisotropy": score(0.0, known["anisotropy"])}
     variance = known["score"].var()
+    is_sum = np.allclose(sum(terms.values()), known["score"], rtol=1e-9, atol=1e-12)
     pairs = (("dispersion", "anisotropy"), ("dispersion", "score"), ("anisotropy", "score"))
     most = columns["num_answers"].max()
     return {
@@ -150,9 +159,10 @@ def describe_scores(columns: dict[str, np.ndarray], anisotropy_weight: float) ->
         "incomplete": int((scored & (columns["num_answers"] < most)).sum()),
         "quantiles": {name: dict(zip(map(str, _QUANTILES), np.quantile(values, _QUANTILES).tolist(),
                                      strict=True)) for name, values in known.items()},
-        "variance_share": {
+        **({"variance_share": {
             name: float(np.mean((term - term.mean()) * (known["score"] - known["score"].mean()))
                         / variance) if variance > 0 else None for name, term in terms.items()},
+            } if is_sum else {}),
         "correlation": {f"{a}-{b}": _correlation(known[a], known[b]) for a, b in pairs},
     }
 
