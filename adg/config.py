@@ -6,7 +6,6 @@ marked as tuning changes speed or memory only: changing it makes no result stale
 
 import difflib
 import importlib.util
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from adg.base.errors import InputError
 from adg.base.keys import (
     DTYPES,
     NAME_RULE,
+    check,
     dtype_or_none,
     is_name,
     key,
@@ -384,6 +384,7 @@ class Config:
         return self.pool.decontaminate != "off" and self.eval.data_dir is not None
 
     def __post_init__(self) -> None:
+        check(self)
         positive_or_none("chunk_size", self.chunk_size)
         require(self.stall_timeout >= 0, "stall_timeout", self.stall_timeout, "0 or more")
         seed_or_none("seed", self.seed)
@@ -391,8 +392,6 @@ class Config:
         require(_may_hold_a_run(Path(self.output_dir)), "output_dir", self.output_dir, "a folder "
                 "for one run, as in runs/mine: not the repository, its source folders or what it "
                 "is in, nor your home folder or /")
-        for name, value in flatten(self).items():
-            require(not isinstance(value, float) or math.isfinite(value), name, value, "finite")
         if self.generation.sampler != "vllm":
             size = self.model.tensor_parallel_size
             require(size == 1, "model.tensor_parallel_size", size, "1 with generation.sampler "
