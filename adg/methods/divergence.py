@@ -6,6 +6,7 @@ Shapes: N records of the pool, K answers each, B of them in a block.
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,9 @@ import numpy as np
 from adg import geometry
 from adg.base import arrays
 from adg.base.errors import InputError
-from adg.config import Config
-from adg.geometry import SCORES
-from adg.methods.choice import Choice
-from adg.records import Pool
+from adg.base.keys import key
+from adg.geometry import SCORES, formula
+from adg.methods.method import Choice, Method, Reads, Task, Told
 from adg.selection import RECIPES
 
 _BLOCK = 8192  # Gram matrices that one thread has at hand
@@ -25,24 +25,70 @@ _OFF_CENTRE = 1e-3  # of the sizes in a row, what rounding may leave of its sum:
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
-def choose_by_divergence(folder: Path, pool: Pool, config: Config) -> Choice:
-    """Method adg: the highest scores of each bin (paper, method)."""
-    settings = config.selection
-    bins = read_bins(folder / "bins.npy", len(pool))
-    grams = f"window_grams/{settings.window}" if settings.window else "answer_grams"
+@dataclass
+class DivergenceConfig:
+    """Keys of selection itself."""
+
+    window: str | None = key(None, "adg: which of embedding.windows scores; null: "
+                                    "embedding.layers")
+    recipe: str = key("paper", "adg: how bins share the budget: paper (largest remainder, exact) "
+                                "or released (the release's quotas: other sizes than asked)",
+                      choices=RECIPES, compared=False)
+    num_answers: int | None = key(None, "adg: the first so many answers alone, as if no more had "
+                                        "been drawn; null: all of generation.num_answers", least=2)
+    anisotropy_weight: float = key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
+                                         "0: D alone, 1: I alone", least=0, most=1)
+    score: str = key("divergence", "adg: which function of adg.geometry.SCORES makes the score of "
+                                   "D, I and lambda", choices=SCORES)
+
+
+def choose_by_divergence(task: Task) -> Choice:
+    """The highest scores of each bin (paper, method)."""
+    settings, pool = task.settings, task.pool
 
     def score(dispersion: np.ndarray, anisotropy: np.ndarray) -> np.ndarray:
         return SCORES[settings.score](dispersion, anisotropy, settings.anisotropy_weight)
 
-    columns = score_grams(folder / grams, len(pool), score, first=settings.num_answers)
-    check_told_apart(columns, score, folder / grams)
+    bins = read_bins(task.folder / "bins.npy", len(pool))
+    grams = task.folder / _grams(settings)
+    columns = score_grams(grams, len(pool), score, first=settings.num_answers)
+    check_told_apart(columns, score, grams)
     select = RECIPES[settings.recipe]
-    subsets = select(columns["score"], bins, settings.budget)
+    subsets = select(columns["score"], bins, task.budget)
     alone = {f"{term}_alone": len(np.intersect1d(
-        subsets.top, select(columns[term], bins, settings.budget).top))
+        subsets.top, select(columns[term], bins, task.budget).top))
         for term in ("dispersion", "anisotropy")}
     return Choice({"bin": bins} | columns, subsets,
                   describe_scores(columns, score) | {"top_shared_with": alone})
+
+
+def _grams(settings: DivergenceConfig) -> str:
+    return f"window_grams/{settings.window}/" if settings.window else "answer_grams/"
+
+
+def tell(told: Told) -> str:
+    """How records were chosen, for the data card."""
+    drawn, settings = told.generation, told.settings
+    top_k = f"top-k {drawn.top_k}, " if drawn.top_k else ""
+    score = formula(settings.score, settings.anisotropy_weight)
+    return (f"Chosen by answer divergence (ADG): the backbone answered each instruction "
+            f"{settings.num_answers or drawn.num_answers} times (temperature "
+            f"{drawn.temperature:g}, {top_k}top-p {drawn.top_p:g}, at most "
+            f"{drawn.max_new_tokens} tokens); dispersion D and anisotropy I of the answers' hidden "
+            f"states make the score s = {score}, and each of {told.num_bins} semantic bins gives "
+            f"in proportion to its size (recipe {settings.recipe}).")
+
+
+def note_on_two_answers(settings: DivergenceConfig, num_answers: float) -> str | None:
+    """What anisotropy is worth where there are two answers; None for more, or where it does not
+    count."""
+    weight = settings.anisotropy_weight
+    if num_answers != 2 or weight == 0:
+        return None
+    return ("the anisotropy of two answers is 0 by construction (they lie on a line): "
+            + ("with selection.anisotropy_weight=1 all scores are 0, and select refuses them"
+               if weight == 1 else f"dispersion alone decides, and selection.anisotropy_weight "
+               f"({weight:g}) only scales the score"))
 
 
 def read_bins(path: Path, num_records: int) -> np.ndarray:
@@ -61,7 +107,7 @@ def score_grams(folder: Path, num_records: int, score: Score, *,
                 first: int | None = None) -> dict[str, np.ndarray]:
     """{"num_answers", "dispersion", "anisotropy", "score"}, each [N], from a folder of Grams.
 
-    Block by block, in as many threads as there are processors. `first`: of the first so many
+    Block by block, in as many threads as there are CPUs. `first`: of the first so many
     answers alone.
     """
     blocks = arrays.array_blocks(folder, num_records, row_dims=2, block_size=_BLOCK)
@@ -135,8 +181,8 @@ def check_grams(grams: np.ndarray, block: arrays.Block) -> None:
     if bad.any():
         row = np.flatnonzero(bad)[0]
         rule = next(rule for rule, holds in good.items() if not holds[row])
-        raise InputError(f"{arrays.place_in(block, row)} is no Gram matrix of centred unit vectors "
-                         f"({rule}); make its chunk again")
+        raise InputError(f"{arrays.place_in(block, row)} is not a Gram matrix of centred unit "
+                         f"vectors ({rule}): delete that file and rerun embed")
 
 
 def describe_scores(columns: dict[str, np.ndarray], score: Score) -> dict:
@@ -171,3 +217,12 @@ def _correlation(left: np.ndarray, right: np.ndarray) -> float | None:
     if len(left) < 2 or left.std() == 0 or right.std() == 0:
         return None
     return float(np.corrcoef(left, right)[0, 1])
+
+
+METHOD = Method(
+    "ADG", tell, choose_by_divergence, settings=DivergenceConfig,
+    keys=("selection.window", "selection.recipe", "selection.num_answers",
+          "selection.anisotropy_weight"),
+    later_keys={"selection.score": "divergence"},
+    reads=lambda settings: Reads(("bins.npy", _grams(settings)), ("answers/",)),
+    note=note_on_two_answers)

@@ -17,7 +17,7 @@ from adg.base import artifacts
 from adg.base.distributed import run_script, say
 from adg.base.errors import InputError
 from adg.config import SUBSETS, Config, load_config
-from adg.methods.choice import words
+from adg.methods.method import words
 from adg.pipeline.history import read_log, read_records
 from adg.pipeline.identity import Identities
 from adg.pipeline.stages import OUTSIDE, STAGES, label_of, outputs_of
