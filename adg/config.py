@@ -33,6 +33,7 @@ from adg.base.keys import (
     seed_or_none,
 )
 from adg.base.paths import ROOT, find, looked_in
+from adg.benchmarks import BENCHMARKS, code_benchmarks, main_benchmarks
 from adg.selection_config import SelectionConfig
 
 PROMPTS = ("alpaca", "alpaca_no_input", "chat", "plain", "file")
@@ -41,8 +42,6 @@ HUB = "hf:"  # what pool.path begins with where it names a hub data set
 POOL_SCHEMAS = ("alpaca", "dolly", "sharegpt", "wizardlm", "messages", "self_instruct",
                 "prompt_completion", "prompt_response", "flan")
 SUBSETS = ("top", "middle", "bottom")
-BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")  # of the main table
-CHINESE_BENCHMARKS = ("cmmlu", "ceval-valid")
 
 
 @dataclass
@@ -319,21 +318,21 @@ class TrainConfig:
 @dataclass
 class EvalConfig:
     name: str | None = key(None, "model under models/ to evaluate, or base; null: train.name")
-    benchmarks: list[str] = key(list(BENCHMARKS), "which of "
-                                + ", ".join(BENCHMARKS + CHINESE_BENCHMARKS))
+    benchmarks: list[str] = key(main_benchmarks(), "which of " + ", ".join(BENCHMARKS))
     backend: str = key("hf", "engine that answers: hf (transformers) or vllm")
     data_dir: str | None = key(None, "benchmarks on disk in the hub's layout; null: from the hub",
                                path=True)
     limit: int | None = key(None, "first so many questions of each task; null: all")
     max_new_tokens: int | None = key(None, "tokens per answer; null: as lm-eval's tasks say")
     batch_size: int = key(8, "backend hf: questions per rank in one forward pass", tuning=True)
-    allow_code_execution: bool = key(False, "run programs that the model writes (mbpp, humaneval)")
+    allow_code_execution: bool = key(False, "run programs that the model writes: those of "
+                                            + ", ".join(code_benchmarks(BENCHMARKS)))
     sandbox: str = key("auto", "what those programs run in: auto (a sandbox where one works here, "
                                "else a warning), require (a sandbox or an error) or off")
 
     def __post_init__(self) -> None:
         for name in self.benchmarks:
-            one_of("eval.benchmarks", name, BENCHMARKS + CHINESE_BENCHMARKS)
+            one_of("eval.benchmarks", name, tuple(BENCHMARKS))
         one_of("eval.backend", self.backend, ("hf", "vllm"))
         if self.sandbox == "False":  # what YAML makes of a bare off
             self.sandbox = "off"

@@ -14,8 +14,8 @@ from typing import Any
 from adg.base import artifacts
 from adg.base.distributed import run_script
 from adg.base.errors import InputError
+from adg.benchmarks import BENCHMARKS
 from eval import harness
-from eval.benchmarks import BENCHMARKS
 
 
 def main() -> None:

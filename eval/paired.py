@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adg.base.errors import InputError
-from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
+from adg.benchmarks import BENCHMARKS
 from eval.formats import Table, latex_text
+from eval.scores import group_scores, group_stderrs
 
 _NOTE = (
     "In percent. difference: the first less the second. se: standard error of its mean over the "
@@ -163,7 +164,7 @@ def _answers(path: Path) -> dict[tuple[str, int], tuple[str, float]]:
 
 
 def _asked(title: str, row: Difference) -> str:
-    whole = {own.title: own.questions for own in BENCHMARKS.values()}.get(title)
+    whole = {row.title: row.size for row in BENCHMARKS.values()}.get(title)
     return "" if whole is None else (f"{row.questions}" if row.questions >= whole
                                      else f"{row.questions} of {whole}")
 
