@@ -3,7 +3,7 @@
 A sandbox has its own user, processes, mounts and network. Its programs see the interpreter, the
 installed packages and the system's libraries, read-only, and a /tmp of 64 MiB that goes with them;
 they do not see the home folder, data, other processes or the network. `bwrap` (bubblewrap) builds
-it where it is installed and works, else run_program.py does, by unshare(2).
+it where it is installed and works, else supervise.py does, by unshare(2).
 
 Without a sandbox a program has a folder of its own, but the user's rights and the network.
 
@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from eval import run_program
+from eval import run_program, supervise
 
 SANDBOXES = ("bwrap", "unshare")  # the first that works is taken
 NO_SANDBOX = "none"
@@ -32,21 +32,24 @@ _SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store
 
 def command(sandbox: str, result: int, seconds: float, folder: str) -> list[str]:
     """The command that runs a program which it reads from stdin."""
-    python, script = Path(sys.executable).resolve(), str(Path(run_program.__file__).resolve())
+    python = str(Path(sys.executable).resolve())
+    script, supervisor = (str(Path(module.__file__).resolve())
+                          for module in (run_program, supervise))
     packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    readable = outermost([*_SYSTEM, str(python.parents[1]), sys.base_prefix, *packages, script,
-                          *environment().get("LD_LIBRARY_PATH", "").split(os.pathsep)])
-    inner = [str(python), "-I", "-S", script]
-    arguments = [str(result), str(seconds), folder, os.pathsep.join(packages)]
+    readable = outermost([
+        *_SYSTEM, str(Path(python).parents[1]), sys.base_prefix, *packages, script,
+        *environment().get("LD_LIBRARY_PATH", "").split(os.pathsep)])
+    inner = [python, "-I", "-S", script, str(result), str(seconds),
+             folder if sandbox == NO_SANDBOX else supervise.WORKING_FOLDER,
+             os.pathsep.join(packages)]
     if sandbox != "bwrap":
-        return [*inner, sandbox, *arguments, *readable]
+        return [python, "-I", "-S", supervisor, sandbox, str(result), folder,
+                os.pathsep.join(readable), *inner]
     shown = [word for path in readable for word in ("--ro-bind", path, path)]
-    devices = [word for path in run_program.DEVICES for word in ("--dev-bind", path, path)]
-    arguments[2] = run_program.WORKING_FOLDER
+    devices = [word for path in supervise.DEVICES for word in ("--dev-bind", path, path)]
     return ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
-            "--size", str(run_program.SPACE), "--tmpfs", "/tmp", "--dir", arguments[2], *shown,
-            *devices, "--symlink", "/tmp", "/dev/shm", "--remount-ro", "/", "--", *inner, "inside",
-            *arguments]
+            "--size", str(supervise.SPACE), "--tmpfs", "/tmp", "--dir", supervise.WORKING_FOLDER,
+            *shown, *devices, "--symlink", "/tmp", "/dev/shm", "--remount-ro", "/", "--", *inner]
 
 
 def outermost(paths: list[str]) -> list[str]:
@@ -89,8 +92,8 @@ def closed_to_others() -> Iterator[None]:
     global _running, _was_dumpable
     with _lock:
         if _running == 0:
-            _was_dumpable = run_program.prctl(run_program.PR_GET_DUMPABLE)
-            run_program.prctl(run_program.PR_SET_DUMPABLE, 0)
+            _was_dumpable = supervise.prctl(supervise.PR_GET_DUMPABLE)
+            supervise.prctl(supervise.PR_SET_DUMPABLE, 0)
         _running += 1
     try:
         yield
@@ -98,4 +101,4 @@ def closed_to_others() -> Iterator[None]:
         with _lock:
             _running -= 1
             if _running == 0 and _was_dumpable == 1:
-                run_program.prctl(run_program.PR_SET_DUMPABLE, 1)
+                supervise.prctl(supervise.PR_SET_DUMPABLE, 1)

@@ -2,8 +2,8 @@
 
 Reads   models/NAME/                  or the backbone itself, with eval.name=base
         eval.data_dir                 the benchmarks on disk; without it lm-eval asks the hub
-Writes  eval/NAME/<benchmark>.json    lm-eval's result with every question; a benchmark that is
-                                      there is not run again
+Writes  eval/NAME/<benchmark>.json    lm-eval's result with every question; one that exists is
+                                      not run again
         eval/NAME/cache/              answers of a benchmark that was cut short, until it is whole
         eval/NAME/scores.json         the numbers in percent, three groups, their average, and the
                                       standard error of each
@@ -72,13 +72,13 @@ def plan(config: Config) -> tuple[Any, dict[str, list[str]]]:
     tasks = {name: harness.leaf_tasks(manager, BENCHMARKS[name].task)
              for name in config.eval.benchmarks}
     if data_dir:
-        tasks = {name: harness.require_data(manager, own, data_dir, name)
-                 for name, own in tasks.items()}
+        tasks = {name: harness.require_data(manager, leaves, data_dir, name)
+                 for name, leaves in tasks.items()}
     return manager, tasks
 
 
 def show_plan(run: provenance.StageRun, tasks: dict[str, list[str]]) -> None:
-    """Say what there is to do."""
+    """Print how many questions are left, and what answering them takes."""
     limit, folder = run.config.eval.limit, run.folder / "eval" / run.config.eval.name
     missing = [name for name in tasks if not (folder / f"{name}.json").exists()]
     questions = {name: min(BENCHMARKS[name].size, limit * len(tasks[name]) if limit else
@@ -101,14 +101,14 @@ def evaluate_missing(missing: list[str], model_path: Path, folder: Path, manager
         model.serve()
         return
     for name in missing:
-        own, model.cache = tasks[name], folder / "cache" / name
-        say(f"[evaluate] {name}: {len(own)} task(s), {BENCHMARKS[name].shots}-shot")
-        result = harness.evaluate(model, own, manager, shots=BENCHMARKS[name].shots,
+        benchmark, model.cache = BENCHMARKS[name], folder / "cache" / name
+        say(f"[evaluate] {name}: {len(tasks[name])} task(s), {benchmark.shots}-shot")
+        result = harness.evaluate(model, tasks[name], manager, shots=benchmark.shots,
                                   limit=config.eval.limit,
                                   max_new_tokens=config.eval.max_new_tokens)
         artifacts.write_json(folder / f"{name}.json", condense(
-            name, own, result, config.eval.backend) | (
-            {"sandbox": sandbox} if BENCHMARKS[name].code else {}))
+            name, tasks[name], result, config.eval.backend) | (
+            {"sandbox": sandbox} if benchmark.code else {}))
         shutil.rmtree(model.cache, ignore_errors=True)
     model.dismiss()
 

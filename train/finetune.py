@@ -3,8 +3,8 @@ DeepSpeed.
 
 Reads   subsets/NAME/<subset>.json    Alpaca records, or those of the file in train.subset
 Writes  models/NAME/                  a Hugging Face model folder
-        train/NAME/checkpoint-*/      every save_minutes; a killed run goes on from the last whole
-                                      one; removed once the model is whole
+        train/NAME/checkpoint-*/      every save_minutes; a killed run continues from the last
+                                      whole one; removed once the model is whole
         train/NAME/metrics.jsonl      of each step: loss, learning rate, tokens, tokens/s, FLOP/s
         train/NAME/loss.png           the loss over the steps
 

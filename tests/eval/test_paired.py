@@ -112,7 +112,7 @@ def test_what_cannot_be_paired_is_named(tmp_path: Path, stage):
     with pytest.raises(InputError, match="MMLU: only 11 of 12 questions .* 2 of b"):
         paired.by_benchmark([first], [changed])
     (few / "gsm8k.json").write_text("[]")
-    with pytest.raises(InputError, match="not what evaluate writes"):
+    with pytest.raises(InputError, match="not written by evaluate"):
         paired.by_benchmark([first], [few])
     with pytest.raises(InputError, match="no benchmark in common"):
         paired.by_benchmark([first], [tmp_path])

@@ -17,7 +17,7 @@ from adg.base.errors import InputError
 from adg.config import load_config
 from adg.pipeline import __main__ as pipeline
 from adg.pipeline import checks
-from eval import confinement, harness, programs, run_benchmarks, run_program
+from eval import confinement, harness, programs, run_benchmarks, run_program, supervise
 
 # Programs with the verdicts of the hub's metric code_eval (evaluate 0.4), got by running its
 # execute.check_correctness(program, 3.0, 0, 0) on each of them under Python 3.11.
@@ -263,12 +263,12 @@ def test_this_process_is_closed_to_others_while_a_program_runs(tmp_path: Path):
     with ThreadPoolExecutor(2) as workers:
         waits = workers.submit(programs.passes, wait, programs.NO_SANDBOX)
         with open(tmp_path / "pipe", "w") as pipe:  # is open when the program has opened it
-            assert run_program.prctl(run_program.PR_GET_DUMPABLE) == 0
+            assert supervise.prctl(supervise.PR_GET_DUMPABLE) == 0
             assert programs.passes("", programs.NO_SANDBOX)
-            assert run_program.prctl(run_program.PR_GET_DUMPABLE) == 0
+            assert supervise.prctl(supervise.PR_GET_DUMPABLE) == 0
             pipe.write("x")
         assert waits.result()
-    assert run_program.prctl(run_program.PR_GET_DUMPABLE) == 1
+    assert supervise.prctl(supervise.PR_GET_DUMPABLE) == 1
 
 
 @pytest.mark.parametrize("end", ["", "while True: pass", "posix._exit(0)"])
