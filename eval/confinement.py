@@ -14,6 +14,7 @@ to others of its user, unless that is root. How many processes a program starts 
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,9 +48,10 @@ def command(sandbox: str, result: int, seconds: float, folder: str) -> list[str]
                 os.pathsep.join(readable), *inner]
     shown = [word for path in readable for word in ("--ro-bind", path, path)]
     devices = [word for path in supervise.DEVICES for word in ("--dev-bind", path, path)]
-    return ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
-            "--size", str(supervise.SPACE), "--tmpfs", "/tmp", "--dir", supervise.WORKING_FOLDER,
-            *shown, *devices, "--symlink", "/tmp", "/dev/shm", "--remount-ro", "/", "--", *inner]
+    return [shutil.which("bwrap"), "--unshare-all", "--die-with-parent", "--new-session",
+            "--cap-drop", "ALL", "--size", str(supervise.SPACE), "--tmpfs", "/tmp",
+            "--dir", supervise.WORKING_FOLDER, *shown, *devices, "--symlink", "/tmp", "/dev/shm",
+            "--remount-ro", "/", "--", *inner]
 
 
 def outermost(paths: list[str]) -> list[str]:
