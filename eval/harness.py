@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adg.base.errors import InputError
+from adg.benchmarks import BENCHMARKS, code_benchmarks
 from eval import programs
 
 
@@ -42,13 +43,12 @@ def task_manager(data_dir: Path | None) -> Any:
     overrides = _code_tasks()
     for name, entry in manager.task_index.items():
         config = entry.cfg or {}
+        data = local_files(config, data_dir)
         if name in overrides:
             config = {**config, **overrides[name]}
-            data = local_files(config, data_dir)
+        elif data is None or name.startswith(tuple(overrides)):  # their code loads a metric
+            continue
         else:
-            data = local_files(config, data_dir)
-            if data is None or name.startswith(("humaneval", "mbpp")):  # their code loads a metric
-                continue
             config = load_yaml(entry.yaml_path, resolve_func=True)
         entry.cfg = {**config, **(data or {})}
         entry.yaml_path = None
@@ -88,36 +88,41 @@ def leaf_tasks(manager: Any, name: str) -> list[str]:
         return [name]
     if entry.kind.name == "GROUP":
         return [leaf for member in entry.cfg["task"] for leaf in leaf_tasks(manager, member)]
-    return sorted(other for other, found in manager.task_index.items()
-                  if name in found.tags and found.kind.name == "TASK")
+    return sorted(task for task, other in manager.task_index.items()
+                  if name in other.tags and other.kind.name == "TASK")
 
 
 def _code_tasks() -> dict[str, dict]:
-    """HumanEval and MBPP with a metric of our own: the packaged one is downloaded from the hub."""
-    metric = [{"metric": pass_at_1, "aggregation": _solved, "higher_is_better": True}]
-    complete = {"function": "custom", "filter_fn": _with_prompts}
-    return {
-        "humaneval": {"metric_list": metric,
-                      "filter_list": [{"name": "create_test", "filter": [complete]}]},
-        "mbpp": {"metric_list": metric, "fewshot_config": {"sampler": "first_n",
-                                                           "samples": _mbpp_shots()}},
-    }
+    """{task: what is ours} of benchmarks that run programs: lm-eval's metric is downloaded from the
+    hub, by the module of which a task also takes its functions."""
+    tasks = {}
+    for benchmark in (BENCHMARKS[name] for name in code_benchmarks(BENCHMARKS)):
+        task = {"metric_list": [{"metric": pass_at_1, "aggregation": _solved,
+                                 "higher_is_better": True}]}
+        if benchmark.code.continues_prompt:
+            complete = {"function": "custom", "filter_fn": _with_prompts}
+            task["filter_list"] = [{"name": benchmark.metric.split(",")[1], "filter": [complete]}]
+        if benchmark.code.shots:
+            task["fewshot_config"] = {"sampler": "first_n",
+                                      "samples": _shots(benchmark.task, benchmark.code.shots)}
+        tasks[benchmark.task] = task
+    return tasks
 
 
 def _with_prompts(responses: list[list[str]], docs: list[dict]) -> list[list[str]]:
-    return [[doc["prompt"] + response for response in own]
-            for own, doc in zip(responses, docs, strict=True)]
+    return [[doc["prompt"] + answer for answer in answers]
+            for answers, doc in zip(responses, docs, strict=True)]
 
 
-def _mbpp_shots() -> list[dict]:
-    """Examples of MBPP's prompt split that lm-eval shows (task_id 2, 3, 4), from lm-eval itself."""
+def _shots(task: str, function: str) -> list[dict]:
+    """The examples that a function of lm-eval's task returns, read from its source."""
     import ast
     from importlib.resources import files
 
-    source = (files("lm_eval") / "tasks" / "mbpp" / "utils.py").read_text(encoding="utf-8")
-    function = next(node for node in ast.parse(source).body
-                    if isinstance(node, ast.FunctionDef) and node.name == "list_fewshot_samples")
-    return ast.literal_eval(function.body[-1].value)
+    source = (files("lm_eval") / "tasks" / task / "utils.py").read_text(encoding="utf-8")
+    definition = next(node for node in ast.parse(source).body
+                      if isinstance(node, ast.FunctionDef) and node.name == function)
+    return ast.literal_eval(definition.body[-1].value)
 
 
 # Programs that the model wrote
@@ -169,8 +174,8 @@ def _as_json(value: Any) -> Any:
 
 def require_data(manager: Any, tasks: list[str], data_dir: Path, benchmark: str) -> list[str]:
     """Those of a benchmark's tasks that data_dir has files for; InputError where it has none."""
-    found = [task for task in tasks if manager.task_index[task].cfg["dataset_path"] == "json"]
-    if not found:
+    local = [task for task in tasks if manager.task_index[task].cfg["dataset_path"] == "json"]
+    if not local:
         raise InputError(f"eval.data_dir: {data_dir}/ holds no data for {benchmark}; add it, or "
-                         f"leave {benchmark} out of eval.benchmarks")
-    return found
+                         f"remove {benchmark} from eval.benchmarks")
+    return local

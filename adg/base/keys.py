@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -22,7 +22,7 @@ class Limits(NamedTuple):
     most: float | None = None
     above: float | None = None
     below: float | None = None
-    choices: tuple[str, ...] | None = None
+    choices: Collection[str] | None = None
 
     def hold(self, value: Any) -> bool:
         """Whether a value other than None is allowed."""
@@ -47,7 +47,7 @@ class Limits(NamedTuple):
 
 def key(default: Any, about: str, *, tuning: bool = False, path: bool = False,
         least: float | None = None, most: float | None = None, above: float | None = None,
-        below: float | None = None, choices: Iterable[str] | None = None,
+        below: float | None = None, choices: Collection[str] | None = None,
         compared: bool = True) -> Any:
     """A key with its default and what it is, units included, and what limits its value.
 
@@ -55,7 +55,7 @@ def key(default: Any, about: str, *, tuning: bool = False, path: bool = False,
     (adg.base.paths). `compared`: a difference in it makes a table's row differ from the paper's.
     The limits are those of `Limits`; a key whose type allows None may also be None.
     """
-    limits = Limits(least, most, above, below, None if choices is None else tuple(choices))
+    limits = Limits(least, most, above, below, choices)
     metadata = {"about": about, "tuning": tuning, "path": path, "compared": compared,
                 "limits": limits}
     if isinstance(default, list | dict):
