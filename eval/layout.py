@@ -82,10 +82,10 @@ def as_table(rows: list[Row], notes: list[str], *, wanted: list[str] | None = No
     for place, row in enumerate(rows):
         marks |= {(len(lines), len(_LABELS) + column) for column, name in enumerate(names)
                   if (place, name) in best}
-        lines.append([", ".join(row.names) if row.source == "ours" else "paper", *row.identity,
+        lines.append([", ".join(row.names) if row.source == "ours" else "paper", *row.design,
                       *(_shown(row.cells.get(name)) for name in names)])
         if place in differences:
-            lines.append([f"less {against}", *[""] * len(row.identity), *(
+            lines.append([f"less {against}", *[""] * len(row.design), *(
                 _shown_difference(differences[place].get(name)) for name in names)])
             records[place]["against"] = _as_record(against, differences[place])
     if differences:
