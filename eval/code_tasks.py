@@ -44,7 +44,7 @@ def pass_at_1(references: list[str] | str, predictions: list | str, **_: Any) ->
     """Whether the first prediction, followed by the tests, passes (eval.programs).
 
     lm-eval asks for one document after another: each gets a promise, while the programs run side by
-    side, and `_solved` and harness.plain wait for what was promised.
+    side, and `_solved` and `plain` wait for what was promised.
     """
     tests = references if isinstance(references, str) else references[0]
     candidate = predictions[0] if isinstance(predictions[0], str) else predictions[0][0]
