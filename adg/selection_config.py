@@ -15,10 +15,10 @@ class _Shared:
     name: str | None = key(None, "folder under subsets/; null: the method's name")
     method: str = key("adg", "what chooses the records: " + ", ".join(METHODS) + " (longest: "
                               "output in characters; all: the whole pool, whatever the budget)",
-                      choices=METHODS)
+                      choices=METHODS, compared=False)
     measure: str | None = key(None, "folder under measures/ of a method that measures; null: the "
                                      "method's name")
-    budget: int = key(10000, "records in each subset", least=1)
+    budget: int = key(10000, "records in each subset", least=1, compared=False)
 
 
 _SECTIONS = {method.section: method.settings for method in METHODS.values() if method.section}
@@ -42,14 +42,16 @@ class SelectionConfig(_Keys):
         """What the pipeline knows of the method, as it is configured."""
         return METHODS[self.method].facts(self.settings())
 
-    def fill_in_names(self) -> None:
-        """Give what is named by its method its name."""
+    def fill_in(self, pool: str) -> None:
+        """Fill in what is null and follows from the method and the name of the pool's file."""
         self.name = self.name or self.method
         if self.facts().measures():
             self.measure = self.measure or self.method
             require(is_name(self.measure), "selection.measure", self.measure, NAME_RULE)
         require(self.measure is None or self.facts().measures(), "selection.measure",
                 self.measure, f"null with selection.method {self.method}, which measures nothing")
+
+        METHODS[self.method].fill_in(self.settings(), pool)
 
     def check_sizes(self, num_records: int) -> None:
         """InputError where a pool is too small for the budget or the method's own sizes."""

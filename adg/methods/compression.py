@@ -45,7 +45,8 @@ class ZipConfig:
                                "picks (k2)")
     picks_per_round: int = key(100, "picks of a round (k3)", least=1)
     source: str | None = key(None, "what each record's text, which is compressed, names as its "
-                                    "source; null: the pool's file name without its ending")
+                                    "source; null: the pool's file name without its ending",
+                             compared=False)
 
     def __post_init__(self) -> None:
         low, middle, high = self.picks_per_round, self.shortlist, self.candidates
@@ -200,9 +201,15 @@ def _say_what_came_again(num_rounds: int, reopened: int, num_picks: int, repeate
             f"released, where too few candidates are left)")
 
 
+def fill_in(settings: ZipConfig, pool: str) -> None:
+    """A record's source is the pool, where none is given."""
+    settings.source = settings.source or pool.split(".")[0]
+
+
 METHOD = Method(
     "ZIP",
     lambda told: ("Chosen for variety by compression (ZIP): round after round those records that "
                   "zlib compresses least together with all that was chosen before, and with each "
                   "other."),
-    choose_by_compression, section="zip", settings=ZipConfig, keys=("selection.zip",))
+    choose_by_compression, section="zip", settings=ZipConfig, keys=("selection.zip",),
+    fill_in=fill_in)

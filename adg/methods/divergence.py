@@ -30,14 +30,16 @@ class DivergenceConfig:
     """Keys of selection itself."""
 
     window: str | None = key(None, "adg: which of embedding.windows scores; null: "
-                                    "embedding.layers")
+                                    "embedding.layers", compared=False)
     recipe: str = key("paper", "adg: how bins share the budget: paper (largest remainder, exact) "
                                 "or released (the release's quotas: other sizes than asked)",
                       choices=RECIPES, compared=False)
     num_answers: int | None = key(None, "adg: the first so many answers alone, as if no more had "
-                                        "been drawn; null: all of generation.num_answers", least=2)
+                                        "been drawn; null: all of generation.num_answers", least=2,
+                                   compared=False)
     anisotropy_weight: float = key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
-                                         "0: D alone, 1: I alone", least=0, most=1)
+                                         "0: D alone, 1: I alone", least=0, most=1,
+                                   compared=False)
     score: str = key("divergence", "adg: which function of adg.geometry.SCORES makes the score of "
                                    "D, I and lambda", choices=SCORES)
 
