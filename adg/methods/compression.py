@@ -203,7 +203,8 @@ def _say_what_came_again(num_rounds: int, reopened: int, num_picks: int, repeate
 
 def fill_in(settings: ZipConfig, pool: str) -> None:
     """A record's source is the pool, where none is given."""
-    settings.source = settings.source or pool.split(".")[0]
+    if settings.source is None:
+        settings.source = pool.split(".")[0]
 
 
 METHOD = Method(
