@@ -127,10 +127,10 @@ class Earlier:
             if all(row.get(name) == record[name] for name in _PROMPT):
                 yield Found(row, root, index, line)
 
-    def row(self, record: dict) -> dict:
-        """The row of answers/ with the most answers to a record's prompt; {} without any."""
-        return max((found.row for found in self.find(record)),
-                   key=lambda row: len(row["generated_answers"]), default={})
+    def row(self, record: dict, num_answers: int) -> dict | None:
+        """The row of answers/ with so many answers to a record's prompt."""
+        return next((found.row for found in self.find(record)
+                     if len(found.row["generated_answers"]) == num_answers), None)
 
     def instruction(self, record: dict) -> np.ndarray | None:
         """The vector [H] of a record's instruction."""
