@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from adg.base.errors import InputError
 from adg.config import Config
+from adg.models.loading import LocalModel
 from adg.prompts import Prompter
 from adg.records import Answer, instruction_text
 from embedding.pooling import TOKEN_WEIGHTS
@@ -19,6 +20,12 @@ class Row(NamedTuple):
     prompt: list[int]  # token ids; read, never averaged
     texts: list[list[int]]  # token ids of each text
     weights: list[list[float]]  # of each token of each text in the text's mean
+
+
+def load_encoder(source: LocalModel, config: Config) -> "Encoder":
+    """What makes rows of texts for a model."""
+    return Encoder(source.tokenizer(), config, longest=source.max_positions,
+                   num_ids=source.described.vocab_size)
 
 
 class Encoder:
@@ -50,14 +57,14 @@ class Encoder:
     def ids_of(self, answers: list[Answer]) -> list[list[int]]:
         """The answers' own token ids, else those of their texts without special tokens.
 
-        InputError where an id is none of the model's.
+        InputError where an id is not one of the model's.
         """
         texts = [answer.text for answer in answers if answer.token_ids is None and answer.text]
-        found = iter(self.control_tokens.encode(texts, add_special_tokens=False)["input_ids"]
-                     if texts else ())
+        tokenised = iter(self.control_tokens.encode(texts, add_special_tokens=False)["input_ids"]
+                         if texts else ())
         ids = [answer.token_ids if answer.token_ids is not None
-               else next(found) if answer.text else [] for answer in answers]
-        highest = max((max(own) for own in ids if own), default=0)
+               else next(tokenised) if answer.text else [] for answer in answers]
+        highest = max((max(tokens) for tokens in ids if tokens), default=0)
         if highest >= self.num_ids:
             raise InputError(f"answers/: token_ids holds {highest}, but the model has "
                              f"{self.num_ids} ids: these answers are another model's")

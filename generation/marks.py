@@ -35,8 +35,8 @@ class Marks:
             if search(text):
                 ids.append(record["id"])
 
-    def told(self, listed_in: Path) -> list[str]:
-        """What a person should know, a line each."""
+    def notes(self, listed_in: Path) -> list[str]:
+        """What was found, in words, a line each."""
         tokens, markers = map(len, self.found.values())
         parts = []
         if tokens:

@@ -14,14 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from generation.answers import Request  # noqa: E402
-
 from adg.config import load_config  # noqa: E402
 from adg.models import folders  # noqa: E402
 from adg.models.loading import LocalModel  # noqa: E402
 from adg.prompts import Prompter  # noqa: E402
 from adg.records import Pool  # noqa: E402
 from generation.drafts import Draft  # noqa: E402
+from generation.samplers import Request  # noqa: E402
 from generation.vllm_sampler import VllmSampler  # noqa: E402
 
 VARIANTS = {

@@ -16,9 +16,11 @@ from adg.answer_vectors import CHECK_FOLDER
 from adg.base import artifacts
 from adg.base.errors import InputError
 from adg.config import load_config
+from adg.models.loading import LocalModel
 from adg.records import Answer, Pool
-from embedding import backbone, cluster, embed
-from embedding.forward import Embedder
+from embedding import cluster, embed
+from embedding.forward import Embedder, load_embedder
+from embedding.sequences import load_encoder
 from generation import prepare_pool, sample_answers
 from generation.samplers import check_states
 from generation.transformers_sampler import AnswerMeans
@@ -294,10 +296,10 @@ def test_vllm_gives_them_under_stress(config_file, stage, ending_model, tmp_path
     assert {"stop", "length"} == set(reasons)
     assert [] in [answer["token_ids"] for own in answers for answer in own]
     config = load_config(path, [])
-    encoder = backbone.load_encoder(ending_model, config)
+    encoder = load_encoder(LocalModel(ending_model), config)
     rows, _ = encoder.answers(list(Pool(tmp_path / "run")), [
         [Answer("", answer["token_ids"]) for answer in own] for own in answers])
-    forward = backbone.load_embedder(ending_model, config).embed(rows)           # [N K, W, H]
+    forward = load_embedder(LocalModel(ending_model), config).embed(rows)           # [N K, W, H]
     for name, own in found.items():
         flat = [answer for row in own["answers"] for answer in row]
         assert [{key: answer[key] for key in answers[0][0]} for answer in flat] == [
@@ -313,4 +315,4 @@ def test_check_needs_what_sampling_left(sampled, tmp_path):
     assert result.returncode == 0 and re.search(r"\d answers by both sources", result.stdout)
     shutil.rmtree(run / CHECK_FOLDER)
     result = command("embedding.check", run)
-    assert result.returncode == 2 and "check_answers/ is not there" in result.stderr
+    assert result.returncode == 2 and "check_answers/ not found" in result.stderr
