@@ -118,11 +118,11 @@ def row_by_row(query: Any, key: Any, value: Any, branches: list[Branches],
             output[:, :, row.prompt] = attention(*of_prompt, is_causal=True, scale=scaling)
         queries, keys, values = (tensor[0][:, row.texts].transpose(0, 1)         # [K, heads, A, d]
                                  for tensor in (query, key, value))
-        keys, values = (torch.cat([before.expand(len(own), -1, -1, -1), own], 2)
-                        for before, own in zip(of_prompt[1:], (keys, values), strict=True))
-        found = attention(queries, keys, values, scale=scaling,
-                          attn_mask=causal_lower_right(queries.shape[2], keys.shape[2]))
-        output[0, :, row.places] = found.transpose(0, 1).flatten(1, 2)[:, row.real]
+        keys, values = (torch.cat([before.expand(len(after), -1, -1, -1), after], 2)
+                        for before, after in zip(of_prompt[1:], (keys, values), strict=True))
+        states = attention(queries, keys, values, scale=scaling,
+                           attn_mask=causal_lower_right(queries.shape[2], keys.shape[2]))
+        output[0, :, row.places] = states.transpose(0, 1).flatten(1, 2)[:, row.real]
     return output.transpose(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Pools in CSV, with a header; what separates the fields is found out."""
+"""Pools in CSV, with a header; what separates the fields is detected."""
 
 import csv
 import re
@@ -41,13 +41,13 @@ def _row(row: dict, rows: csv.DictReader, separator: str, text: TextFile) -> Raw
         problem = f"{how_many} fields than the header, the separator is {name}"
     elif any(not value.isascii() and _NO_TEXT.search(value) for value in row.values()):
         problem = text.problem
-        row = {key: _NO_TEXT.sub(lambda found: f"\\x{ord(found[0]) - 0xdc00:02x}", value)
+        row = {key: _NO_TEXT.sub(lambda byte: f"\\x{ord(byte[0]) - 0xdc00:02x}", value)
                for key, value in row.items()}
     return Raw(row, str(text.path), "line", rows.line_num, problem, name)
 
 
 def _separator(header: str, settings: PoolConfig) -> str:
-    """What separates the fields of a header: with which more of them are known, or just more."""
+    """What separates the fields of a header: what gives more known names, or just more."""
     known_names = {"id", "input", *settings.fields.values(),
              *(field for schema in SCHEMAS.values() for field in schema.fields)}
 

@@ -49,7 +49,7 @@ def main() -> None:
             rejects.open("w", encoding="utf-8", newline="\n") as rejected:
         outcome = sort_out(config, usable, rejected, marks)
         run.start()
-        run.count(0, marks.found)
+        run.count(0, marks.ids)
         if config.compares_with_benchmarks():
             artifacts.write_jsonl(run.folder / "contamination.jsonl", outcome.overlaps)
     say_outcome(outcome, marks, run)

@@ -3,7 +3,7 @@
 Reads   pool.jsonl            N records
 Writes  answers/*.jsonl       N records with generated_answers, finish_reasons and num_tokens [K]
                               (token_ids [K] too with generation.keep_token_ids), a file per
-                              chunk_size records; what is there is not drawn again
+                              chunk_size records; existing ones are not drawn again
         earlier/              where the pool has changed: the answers and vectors that are looked at
                               for unchanged records (adg.pipeline.earlier)
         answer_grams/*.npy    with embedding.source=sampling: the answers' vectors, as the embed

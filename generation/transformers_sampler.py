@@ -13,7 +13,7 @@ from adg.models.layers import decoder_layers, watch
 from adg.models.loading import LocalModel
 from generation.samplers import DrawnAnswer, Request, check_states, sampling_windows
 
-_BATCH = 64  # answers that are drawn at once, unless told otherwise
+_BATCH = 64  # answers that are drawn at once, unless configured
 
 
 class TransformersSampler:

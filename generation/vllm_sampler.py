@@ -188,6 +188,6 @@ def _is_about_memory(error: Exception) -> bool:
 def _what_to_lower(error: Exception, on_gpu: bool) -> str:
     room = "raise generation.gpu_memory_utilization" if on_gpu else (
         "raise VLLM_CPU_KVCACHE_SPACE (GiB, in the environment)")
-    return (f"vLLM has not enough memory: {' '.join(str(error).split())} -- lower "
+    return (f"vLLM does not have enough memory: {' '.join(str(error).split())} -- lower "
             f"generation.max_model_len or generation.max_num_seqs, {room}, or spread the model "
             f"over more GPUs with model.tensor_parallel_size")

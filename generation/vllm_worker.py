@@ -230,7 +230,8 @@ class StateSums:
         if not self._free:
             size = len(self._sums)
             more = torch.zeros(max(size, 64), *self._sums.shape[1:], device=self._device)
-            self._sums, self._last = (torch.cat([own, more]) for own in (self._sums, self._last))
+            self._sums, self._last = (torch.cat([states, more])
+                                      for states in (self._sums, self._last))
             self._free = list(range(size, len(self._sums)))
         slot = self._slots[name] = self._free.pop()
         self._sums[slot] = 0.0

@@ -22,8 +22,8 @@ def engine_arguments(dtype: str, *, seed: int, trust_remote_code: bool,
 
     on_gpu = distributed.on_gpu()
     if not on_gpu and torch.version.cuda is not None:
-        raise InputError("vLLM is installed in its build for GPUs, and there is no GPU to use: run "
-                         "this stage where there is one, or install the build for the CPU "
+        raise InputError("the GPU build of vLLM is installed, but no GPU was found: run this stage "
+                         "on a machine with one, or install the CPU build "
                          "(bash run.sh setup cpu)")
     logging = ({"VLLM_LOGGING_STREAM": "ext://sys.stderr"} if screen.has_log()
                else {"VLLM_LOGGING_LEVEL": "ERROR"})

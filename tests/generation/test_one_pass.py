@@ -244,7 +244,7 @@ def test_a_state_too_few_writes_nothing(config_file, stage, ending_model, tmp_pa
     ("embedding.recipe=released", "must be paper with embedding.source sampling, which sees"),
     ("embedding.token_weights=content", "must be uniform with embedding.source sampling"),
     ("embedding.max_length=511", "at least generation.max_model_len"),
-    ("embedding.windows.early=[9]", "embedding.windows.early: there is no layer 9"),
+    ("embedding.windows.early=[9]", "embedding.windows.early: no layer 9"),
     ("generation.max_model_len=2048", "takes 2048 tokens, and embedding.source=sampling draws one"),
 ])
 def test_what_sampling_cannot_give_is_refused(config_file, stage, tmp_path, override, message):
