@@ -16,7 +16,7 @@ from adg.base import artifacts
 from adg.base.errors import InputError
 from adg.config import load_config
 from adg.config_sections import POOL_SCHEMAS
-from generation import prepare_pool, schemas, sources, text_files
+from generation import json_files, prepare_pool, schemas, sources, text_files
 
 GOOD = [{"id": f"g{i}", "instruction": f"Say {i}.", "output": f"{i}, é"} for i in range(3)]
 
@@ -334,7 +334,7 @@ def test_a_line_of_50_megabytes(config_file, stage, tmp_path):
 
 
 def test_an_array_is_read_across_its_blocks(config_file, stage, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_BLOCK", 7)
+    monkeypatch.setattr(json_files, "_BLOCK", 7)
     rows = [row | {"number": -12345.5 * i, "list": [1, [2]]} for i, row in enumerate(GOOD)]
     run = prepare(stage, config_file, tmp_path, "pool.json", json.dumps(rows, indent=3).encode())
     assert [row["number"] for row in pool_of(run)] == [row["number"] for row in rows]
