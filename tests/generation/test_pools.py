@@ -16,7 +16,7 @@ from adg.base import artifacts
 from adg.base.errors import InputError
 from adg.config import load_config
 from adg.config_sections import POOL_SCHEMAS
-from generation import json_files, prepare_pool, schemas, sources, text_files
+from generation import json_files, prepare_pool, schemas, text_files
 
 GOOD = [{"id": f"g{i}", "instruction": f"Say {i}.", "output": f"{i}, é"} for i in range(3)]
 
