@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from adg.base.errors import InputError
 from adg.base.paths import ROOT
 from adg.config import NOT_COMPARED_KEYS, flatten, load_config
-from adg.method_facts import FACTS
+from adg.methods import METHODS
 from adg.pipeline.history import read_records
 from adg.pipeline.stages import OUTSIDE
 from eval.benchmarks import BENCHMARKS, GROUPS
@@ -130,9 +130,9 @@ def identify(records: dict[str, dict], name: str, published: dict) -> Identity:
     selection, subset = path.split("/")[1], Path(path).stem
     selected = records[f"select {selection}"].get("parameters", {})
     measured = records[_measure_of(records, selection)]
-    facts = FACTS.get(selected.get("selection.method"))
-    method = facts.title if facts else selection
-    budget = "selection.budget" in selected and (facts is None or facts.heeds_budget)
+    known = METHODS.get(selected.get("selection.method"))
+    method = known.title if known else selection
+    budget = "selection.budget" in selected and (known is None or known.heeds_budget)
     pool = records["prepare"].get("inputs", {}).get("pool.path", {}).get("name", "")
     return Identity(
         method if subset == "top" else f"{method}, {subset}", backbone,
@@ -165,6 +165,8 @@ def _variant(records: dict[str, dict], method: str, backbone: str, selected: dic
     weight = selected.get("selection.anisotropy_weight", 0.4)
     if weight != 0.4:
         yield f"lambda = {weight:g}"
+    if "selection.score" in selected:  # not the paper's
+        yield f"score {selected['selection.score']}"
     recipes = {selected.get("selection.recipe", "paper"), settings.get("embedding.recipe", "paper")}
     if "released" in recipes:
         yield "recipe released"
@@ -173,7 +175,7 @@ def _variant(records: dict[str, dict], method: str, backbone: str, selected: dic
 def _measured_by(method: str, backbone: str, measured: dict, published: dict) -> Iterable[str]:
     """By which model IFD was measured, where it is not the one that is fine-tuned."""
     name = measured.get("inputs", {}).get("measure.model", {}).get("name", "")
-    if method == FACTS["ifd"].title and name and _known(name, published["backbones"]) != backbone:
+    if method == METHODS["ifd"].title and name and _known(name, published["backbones"]) != backbone:
         yield f"measured by {_known(name, published['backbones'])}"
 
 
@@ -209,7 +211,7 @@ def _settings(parameters: list[dict[str, Any]],
     seeds = tuple(next(own[key] for key in _SEEDS if own.get(key) is not None)
                   for own in parameters if "seed" in own)
     return json.dumps([*({key: value for key, value in own.items() if key not in _SEEDS}
-                         for own in parameters), sources]), seeds
+                         for own in parameters), sources], sort_keys=True), seeds
 
 
 def paper_settings() -> dict[str, Any]:

@@ -30,7 +30,7 @@ from adg.config import Config
 from adg.models import folders
 from adg.models.loading import LocalModel
 from adg.pipeline import earlier, planning, provenance
-from adg.pipeline.checks import check_bins, check_budget, note_on_two_answers
+from adg.pipeline.checks import check_bins, check_budget
 from adg.pipeline.chunks import Chunks
 from adg.pipeline.command import parse_command
 from adg.prompts import Prompter
@@ -95,7 +95,7 @@ def say_notes(unused: dict[str, Any], config: Config) -> None:
     if unused:
         distributed.say(f"[sample] note: the model's generation_config.json asks for {unused}, "
                         f"which is not done: the section generation decides")
-    if note := note_on_two_answers(config, config.generation.num_answers):
+    if note := config.selection.note(config.generation.num_answers):
         distributed.say(f"[sample] note: {note}")
 
 
