@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 from adg.base.paths import ROOT
 from adg.config import flatten, load_config
-from adg.method_facts import FACTS
+from adg.methods import METHODS
 from eval.rows import Cell, Design, Row
 
 _NUMBERS = Path(__file__).with_name("published.json")
 _RECIPE = ROOT / "configs" / "base" / "paper.yaml"
 _POOL = "Alpaca-GPT4"  # of the ablations
-_ADG = FACTS["adg"].title
+_ADG = METHODS["adg"].title
 
 
 class Paper(NamedTuple):
@@ -49,7 +49,7 @@ def published_rows(paper: Paper) -> list[Row]:
     """Every published row of the main table, the ablations and the Chinese pool."""
     numbers, rows = paper.numbers, []
     budget = f"{paper.settings['selection.budget']:,}"
-    whole_pool = {facts.title for facts in FACTS.values() if not facts.heeds_budget}
+    whole_pool = {method.title for method in METHODS.values() if not method.heeds_budget}
     for backbone, methods in numbers["main"].items():
         for method, pools in methods.items():
             rows += [_row(Design(method, backbone, pool, "" if method in whole_pool else budget),
@@ -93,5 +93,5 @@ def beside(ours: list[Row], published: list[Row], *, some: bool) -> list[Row]:
     near = [row for row in published if (row.design.backbone, row.design.pool) in cells
             and row.design.variant in variants]
     return near or [row for row in published if some and row.design.pool == _POOL
-                    and row.design.method in (FACTS["random"].title, _ADG)
+                    and row.design.method in (METHODS["random"].title, _ADG)
                     and not row.design.variant]

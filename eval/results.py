@@ -9,7 +9,7 @@ from typing import Any
 from adg.base.errors import InputError
 from adg.benchmarks import BENCHMARKS, groups
 from adg.config import NOT_COMPARED_KEYS
-from adg.method_facts import FACTS
+from adg.methods import METHODS
 from adg.pipeline.history import read_records
 from adg.pipeline.stages import OUTSIDE
 from eval.published import Paper
@@ -107,9 +107,9 @@ def design_of(behind: dict[str, dict], name: str, paper: Paper) -> Design:
         return Design(subset["name"], backbone)
     path = Path(next(source for source in sources if source.startswith("subsets/")))
     selected = _parameters(behind, "select")
-    facts = FACTS.get(selected.get("selection.method"))
-    title = facts.title if facts else path.parent.name
-    heeds_budget = "selection.budget" in selected and (facts is None or facts.heeds_budget)
+    method = METHODS.get(selected.get("selection.method"))
+    title = method.title if method else path.parent.name
+    heeds_budget = "selection.budget" in selected and (method is None or method.heeds_budget)
     pool = _record(behind, "prepare").get("inputs", {}).get("pool.path", {}).get("name", "")
     return Design(
         title if path.stem == "top" else f"{title}, {path.stem}", backbone, paper.pool(pool),
@@ -135,6 +135,8 @@ def _variant(behind: dict[str, dict], backbone: str, paper: Paper) -> Iterable[s
         weight = settings["selection.anisotropy_weight"]
         if weight != paper.settings["selection.anisotropy_weight"]:
             yield f"lambda = {weight:g}"
+        if "selection.score" in selected:  # not the paper's
+            yield f"score {selected['selection.score']}"
         if "released" in (settings["selection.recipe"], settings["embedding.recipe"]):
             yield "recipe released"
     measurer = paper.backbone(_model(behind, "measure", "measure.model"))
@@ -162,7 +164,7 @@ def _settings(parameters: list[dict[str, Any]],
     seeds = tuple(next(values[key] for key in _SEEDS if values.get(key) is not None)
                   for values in parameters if "seed" in values)
     return json.dumps([*({key: value for key, value in values.items() if key not in _SEEDS}
-                         for values in parameters), sources]), seeds
+                         for values in parameters), sources], sort_keys=True), seeds
 
 
 def _differences(parameters: list[dict[str, Any]], recipe: dict[str, Any]) -> tuple[str, ...]:

@@ -97,26 +97,6 @@ def listed(words: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """InputError where a value is none of the allowed ones."""
-    require(value in allowed, key, value, " or ".join(allowed))
-
-
-def positive_or_none(key: str, value: int | None) -> None:
-    """InputError where a number is neither null nor 1 or more."""
-    require(value is None or value >= 1, key, value, "null or 1 or more")
-
-
-def seed_or_none(key: str, value: int | None) -> None:
-    """InputError where a value is neither null nor a seed."""
-    require(value is None or 0 <= value < 2**32, key, value, "from 0 to below 2**32")
-
-
-def dtype_or_none(key: str, value: str | None) -> None:
-    """InputError where a value is neither null nor a type of weights."""
-    require(value is None or value in DTYPES, key, value, "null or " + " or ".join(DTYPES))
-
-
 def is_name(value: str) -> bool:
     """Whether a value can name a folder of the run (NAME_RULE)."""
     return _NAME.fullmatch(value) is not None
