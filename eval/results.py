@@ -97,11 +97,11 @@ def _model(behind: dict[str, dict], stage: str, source: str) -> str:
 
 
 def design_of(behind: dict[str, dict], name: str, paper: Paper) -> Design:
-    """The cell of an evaluated model, from the records of the stages behind it."""
+    """What an evaluated model tries, from the records of the stages behind it."""
     sources = _record(behind, "finetune").get("inputs")
     if not sources:
         return Design("Base, not fine-tuned" if name == "base" else name,
-                        paper.backbone(_model(behind, "evaluate", "model")))
+                      paper.backbone(_model(behind, "evaluate", "model")))
     backbone = paper.backbone(sources["train.model"]["name"])
     if subset := sources.get("train.subset"):
         return Design(subset["name"], backbone)
