@@ -347,7 +347,7 @@ def test_stdout_is_the_tables_alone(config_file, tmp_path: Path, stage, capsys):
     assert capsys.readouterr().out.startswith(
         "% \\usepackage{booktabs}\n\\begin{table}\n\\centering\n"
         "\\caption{Results in percent: MMLU (4-shot, accuracy). se")
-    for arguments, message in (((run, "--caption", "x"), "--caption is of --format latex"),
-                               ((run, run, "--paired", "--rows", "x"), "out with --paired")):
+    for arguments, message in (((run, "--caption", "x"), "--caption needs --format latex"),
+                               ((run, run, "--paired", "--rows", "x"), "no meaning with --paired")):
         with pytest.raises(InputError, match=message):
             stage(tables, *arguments)
