@@ -3,6 +3,7 @@
 What a key's value may be stands at the key alone; rules over several keys are in adg.config.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,6 +208,15 @@ class TrainConfig:
         """The file that train.subset names; None where it names a subset of the run."""
         path = Path(self.subset)
         return path if path.suffix in (".json", ".jsonl") else None
+
+    def num_steps(self, num_records: int) -> int:
+        """Optimiser steps of a fine-tuning on so many records."""
+        return self.epochs * -(-num_records // self.batch_size)
+
+    def num_warmup_steps(self, num_records: int) -> int:
+        """Those of them in which the learning rate rises, from 0 in the first, as the Trainer
+        counts them."""
+        return math.ceil(self.num_steps(num_records) * self.warmup_ratio)
 
 
 @dataclass
