@@ -41,7 +41,7 @@ class PoolConfig:
                     path=True)
     encoding: str = key("utf-8", "encoding of text files: a Python codec such as utf-8, cp1252 or "
                         "utf-16, or auto (inferred from the file; an error where that is not "
-                        "certain)")
+                        "certain)", compared=False)
     limit: int | None = key(None, "use only the first so many usable records; null: all", least=1)
     schema: str = key("auto", "the shape of its records; auto: inferred from the first ones",
                       choices=("auto", *POOL_SCHEMAS), compared=False)
