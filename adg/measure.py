@@ -25,6 +25,7 @@ from adg.methods import METHODS
 from adg.methods.method import VECTOR, Measurer
 from adg.models.loader import Loader
 from adg.pipeline import planning, provenance
+from adg.pipeline.chunks import Chunks
 from adg.pipeline.command import parse_command
 from adg.pipeline.stages import model_of
 from adg.records import Pool
@@ -40,26 +41,16 @@ def main() -> None:
                            dry_run=command.dry_run)
     if run is None:
         return
-    pool = Pool(run.folder)
-    folder = folder_of(config)
-    chunks = artifacts.chunk_bounds(len(pool), run.chunk_size)
-
-    def missing() -> list[int]:
-        return [i for i in range(len(chunks)) if num_rows(folder, i) < len(chunks[i])]
-
+    pool, folder = Pool(run.folder), folder_of(config)
+    chunks = Chunks(run, len(pool), lambda i: num_rows(folder, i) < len(chunks.rows[i]))
     if command.dry_run:
-        plan(run, len(pool), chunks, list(range(len(chunks))) if command.overwrite else missing())
+        plan(run, len(pool), chunks)
         return
     run.start()
-    mine = distributed.my_share(distributed.agreed("chunks to do", missing))
-    to_do = sum(len(chunks[i]) - num_rows(folder, i) for i in mine)
-    if mine:
-        measure(config, pool, {i: chunks[i] for i in mine})
-    if run.done_by_all(missing, records=to_do):
-        finish = METHODS[config.selection.method].measure.finish
-        counts = finish(folder, loader_of(config), config.selection.settings()) if finish else {}
-        run.finish(records=run.records_done, **counts)
-    distributed.barrier("finished")
+    finish = METHODS[config.selection.method].measure.finish
+    chunks.complete(
+        lambda mine: measure(config, pool, {i: chunks.rows[i] for i in mine}),
+        lambda: finish(folder, loader_of(config), config.selection.settings()) if finish else {})
 
 
 def check_measures(config: Config) -> None:
@@ -86,26 +77,35 @@ def loader_of(config: Config) -> Loader:
         gpu_memory_utilization=config.generation.gpu_memory_utilization)
 
 
-def measure(config: Config, pool: Pool, chunks: dict[int, range]) -> None:
-    """Measure the records of `chunks`, by their numbers, with one model after another."""
+def measure(config: Config, pool: Pool, chunks: dict[int, range]) -> int:
+    """Measure the records of `chunks`, by their numbers, with one model after another; how many
+    lacked something."""
     loads, folder = METHODS[config.selection.method].measure.loads, folder_of(config)
-    parts = [Path(config.output_dir) / "measure_parts" / config.selection.measure / part
-             for part in loads]
-    places = parts if len(parts) > 1 else [folder]
-    lacking = {place: {i: number for i in chunks
-                       if (number := len(chunks[i]) - num_rows(place, i))} for place in places}
-    with distributed.progress("measure", sum(map(sum, map(dict.values, lacking.values())))) as bar:
-        for load, place in zip(loads.values(), places, strict=True):
-            measurer = (load(loader_of(config), config.selection.settings()) if lacking[place]
-                        else None)
-            for i, number in lacking[place].items():
+    several, aside = len(loads) > 1, Path(config.output_dir) / "measure_parts"
+    places = {aside / config.selection.measure / part if several else folder: load
+              for part, load in loads.items()}
+    number_done = sum(lacking(folder, chunks).values())
+    to_do = {place: lacking(place, chunks) for place in places}
+    with distributed.progress("measure", sum(map(sum, map(dict.values, to_do.values())))) as bar:
+        for place, load in places.items():
+            if not to_do[place]:
+                continue
+            measurer = load(loader_of(config), config.selection.settings())
+            for i, number in to_do[place].items():
                 complete(place, i, pool.rows(chunks[i]), measurer)
                 watchdog.beat()
                 bar.update(number)
-            if measurer and len(parts) > 1:
+            if several:
                 measurer.close()
-    for i in chunks if len(parts) > 1 else ():
-        join(folder, i, parts)
+    if several:
+        for i in chunks:
+            join(folder, i, list(places))
+    return number_done
+
+
+def lacking(folder: Path, chunks: dict[int, range]) -> dict[int, int]:
+    """{chunk: how many of its records are still to be measured}, without those that have all."""
+    return {i: number for i, rows in chunks.items() if (number := len(rows) - num_rows(folder, i))}
 
 
 def join(folder: Path, index: int, parts: list[Path]) -> None:
@@ -121,13 +121,13 @@ def num_rows(folder: Path, index: int) -> int:
     return len(artifacts.JsonlRows(path)) if path.is_file() else 0
 
 
-def plan(run: provenance.StageRun, num_records: int, chunks: list[range],
-         missing: list[int]) -> None:
+def plan(run: provenance.StageRun, num_records: int, chunks: Chunks) -> None:
     """Say what there is to do."""
     config, loader = run.config, loader_of(run.config)
-    method = METHODS[config.selection.method].measure
-    records = sum(len(chunks[i]) - (0 if run.overwrite else num_rows(folder_of(config), i))
-                  for i in missing)
+    method, missing = METHODS[config.selection.method].measure, chunks.to_do()
+    wanted = {i: chunks.rows[i] for i in missing}
+    records = sum(map(len, wanted.values()) if run.overwrite
+                   else lacking(folder_of(config), wanted).values())
     row, vectors = _ROW * (1 + (len(method.loads) if len(method.loads) > 1 else 0)), {}
     if method.vectors:
         row += 4 * loader.local(method.vectors).described.hidden_size
@@ -139,7 +139,7 @@ def plan(run: provenance.StageRun, num_records: int, chunks: list[range],
         "method": config.selection.method,
         **{name.removeprefix("measure."): source for name, source in loader.sources.items()},
         **vectors,
-    }, records=records, disk=row * records, chunks=chunks, missing=missing)
+    }, records=records, disk=row * records, chunks=chunks.rows, missing=missing)
 
 
 def complete(folder: Path, index: int, records: list[dict], measurer: Measurer) -> None:

@@ -42,14 +42,16 @@ class SelectionConfig(_Keys):
         """What the pipeline knows of the method, as it is configured."""
         return METHODS[self.method].facts(self.settings())
 
-    def fill_in_names(self) -> None:
-        """Give what is named by its method its name."""
+    def fill_in(self, pool: str) -> None:
+        """Fill in what is null and follows from the method and the name of the pool's file."""
         self.name = self.name or self.method
         if self.facts().measures():
             self.measure = self.measure or self.method
             require(is_name(self.measure), "selection.measure", self.measure, NAME_RULE)
         require(self.measure is None or self.facts().measures(), "selection.measure",
                 self.measure, f"null with selection.method {self.method}, which measures nothing")
+
+        METHODS[self.method].fill_in(self.settings(), pool)
 
     def check_sizes(self, num_records: int) -> None:
         """InputError where a pool is too small for the budget or the method's own sizes."""

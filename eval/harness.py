@@ -1,4 +1,4 @@
-"""lm-eval as the pipeline uses it: its tasks, local data, pass@1 without a download.
+"""lm-eval as the pipeline uses it: its tasks, with their data from disk where it is there.
 
 Touches one private function of the pinned lm-eval (load_yaml), to read a packaged task's definition
 before its data set is replaced by local files.
@@ -7,14 +7,12 @@ before its data set is replaced by local files.
 import json
 import logging
 import os
-import statistics
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from adg.base.errors import InputError
-from adg.benchmarks import BENCHMARKS, code_benchmarks
-from eval import programs
+from eval.code_tasks import code_tasks
 
 
 def quiet(*, offline: bool) -> None:
@@ -40,7 +38,7 @@ def task_manager(data_dir: Path | None) -> Any:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     manager = TaskManager()
-    overrides = _code_tasks()
+    overrides = code_tasks()
     for name, entry in manager.task_index.items():
         config = entry.cfg or {}
         data = local_files(config, data_dir)
@@ -90,57 +88,6 @@ def leaf_tasks(manager: Any, name: str) -> list[str]:
         return [leaf for member in entry.cfg["task"] for leaf in leaf_tasks(manager, member)]
     return sorted(task for task, other in manager.task_index.items()
                   if name in other.tags and other.kind.name == "TASK")
-
-
-def _code_tasks() -> dict[str, dict]:
-    """{task: what is ours} of benchmarks that run programs: lm-eval's metric is downloaded from the
-    hub, by the module of which a task also takes its functions."""
-    tasks = {}
-    for benchmark in (BENCHMARKS[name] for name in code_benchmarks(BENCHMARKS)):
-        task = {"metric_list": [{"metric": pass_at_1, "aggregation": _solved,
-                                 "higher_is_better": True}]}
-        if benchmark.code.continues_prompt:
-            complete = {"function": "custom", "filter_fn": _with_prompts}
-            task["filter_list"] = [{"name": benchmark.metric.split(",")[1], "filter": [complete]}]
-        if benchmark.code.shots:
-            task["fewshot_config"] = {"sampler": "first_n",
-                                      "samples": _shots(benchmark.task, benchmark.code.shots)}
-        tasks[benchmark.task] = task
-    return tasks
-
-
-def _with_prompts(responses: list[list[str]], docs: list[dict]) -> list[list[str]]:
-    return [[doc["prompt"] + answer for answer in answers]
-            for answers, doc in zip(responses, docs, strict=True)]
-
-
-def _shots(task: str, function: str) -> list[dict]:
-    """The examples that a function of lm-eval's task returns, read from its source."""
-    import ast
-    from importlib.resources import files
-
-    source = (files("lm_eval") / "tasks" / task / "utils.py").read_text(encoding="utf-8")
-    definition = next(node for node in ast.parse(source).body
-                      if isinstance(node, ast.FunctionDef) and node.name == function)
-    return ast.literal_eval(definition.body[-1].value)
-
-
-# Programs that the model wrote
-
-
-def pass_at_1(references: list[str] | str, predictions: list | str, **_: Any) -> Future:
-    """Whether the first prediction, followed by the tests, passes (eval.programs).
-
-    lm-eval asks for one document after another: each gets a promise, while the programs run side by
-    side, and `_solved` and `plain` wait for what was promised.
-    """
-    tests = references if isinstance(references, str) else references[0]
-    candidate = predictions[0] if isinstance(predictions[0], str) else predictions[0][0]
-    return programs.submit(f"{candidate}\n{tests}")
-
-
-def _solved(verdicts: list[Future]) -> float:
-    return statistics.fmean(verdict.result() for verdict in verdicts)
 
 
 # A benchmark

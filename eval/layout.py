@@ -82,10 +82,10 @@ def as_table(rows: list[Row], notes: list[str], *, wanted: list[str] | None = No
     for place, row in enumerate(rows):
         marks |= {(len(lines), len(_LABELS) + column) for column, name in enumerate(names)
                   if (place, name) in best}
-        lines.append([", ".join(row.names) if row.source == "ours" else "paper", *row.identity,
+        lines.append([", ".join(row.names) if row.source == "ours" else "paper", *row.design,
                       *(_shown(row.cells.get(name)) for name in names)])
         if place in differences:
-            lines.append([f"less {against}", *[""] * len(row.identity), *(
+            lines.append([f"less {against}", *[""] * len(row.design), *(
                 _shown_difference(differences[place].get(name)) for name in names)])
             records[place]["against"] = _as_record(against, differences[place])
     if differences:
@@ -132,13 +132,14 @@ def caption_of(rows: list[Row], names: list[str], against: str | None) -> str:
     averaged = sum(groups().values(), []) if "Average" in names else []
     behind = {name: row for name, row in BENCHMARKS.items()
               if name in names or row.group in names or name in averaged}
-    metrics = [f"{row.title} ({row.shots}-shot, {_METRICS[row.metric.split(',')[0]]})"
-               for row in behind.values()]
-    text = f"Results in percent: {', '.join(metrics)}."
+    metrics = {name: row.metric.split(",")[0] for name, row in behind.items()}
+    parts = [f"{row.title} ({row.shots}-shot, {_METRICS.get(metrics[name], metrics[name])})"
+             for name, row in behind.items()]
+    text = f"Results in percent: {', '.join(parts)}."
     if averaged:
         text += " Average: mean of the groups' means."
-    if parts := _parts(ours, list(behind)):
-        text += f" *: on a part of the questions ({parts})."
+    if partial := _parts(ours, list(behind)):
+        text += f" *: on a part of the questions ({partial})."
     seeds = sorted({seed for row in ours for seed in row.seeds})
     if any(len(row.names) == 1 for row in ours):
         text += " se: standard error over the questions of a single run" + (

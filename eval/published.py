@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from adg.base.paths import ROOT
 from adg.config import flatten, load_config
 from adg.methods import METHODS
-from eval.rows import Cell, Identity, Row
+from eval.rows import Cell, Design, Row
 
 _NUMBERS = Path(__file__).with_name("published.json")
 _RECIPE = ROOT / "configs" / "base" / "paper.yaml"
@@ -52,22 +52,22 @@ def published_rows(paper: Paper) -> list[Row]:
     whole_pool = {method.title for method in METHODS.values() if not method.heeds_budget}
     for backbone, methods in numbers["main"].items():
         for method, pools in methods.items():
-            rows += [_row(Identity(method, backbone, pool, "" if method in whole_pool else budget),
+            rows += [_row(Design(method, backbone, pool, "" if method in whole_pool else budget),
                           numbers["columns"], values) for pool, values in pools.items()]
     for pair, values in numbers["cross_backbone"].items():
         backbone, chooser = pair.split(" from ")
-        rows.append(_row(Identity(_ADG, backbone, _POOL, budget, f"selected by {chooser}"),
+        rows.append(_row(Design(_ADG, backbone, _POOL, budget, f"selected by {chooser}"),
                          numbers["columns"], values))
     for key, variant in (("num_answers", "K = {}"), ("layers", "layers {}")):
-        rows += [_row(Identity(_ADG, "LLaMA3-8B", _POOL, budget, variant.format(setting)),
+        rows += [_row(Design(_ADG, "LLaMA3-8B", _POOL, budget, variant.format(setting)),
                       ["Average"], [value]) for setting, value in numbers[key].items()]
-    rows += [_row(Identity(method, pool="Alpaca-GPT4 Chinese"), ["cmmlu", "ceval-valid"], values)
+    rows += [_row(Design(method, pool="Alpaca-GPT4 Chinese"), ["cmmlu", "ceval-valid"], values)
              for method, values in numbers["chinese"].items() if method != "columns"]
     return rows
 
 
-def _row(identity: Identity, names: list[str], values: list[float]) -> Row:
-    return Row(identity, {name: Cell(value) for name, value in zip(names, values, strict=True)},
+def _row(design: Design, names: list[str], values: list[float]) -> Row:
+    return Row(design, {name: Cell(value) for name, value in zip(names, values, strict=True)},
                "paper")
 
 
@@ -77,9 +77,9 @@ def with_deltas(ours: list[Row], published: list[Row]) -> list[Row]:
     A number on a part of a benchmark, or of other settings than the paper's, compares with nothing,
     and gets none.
     """
-    cells = {row.identity: row.cells for row in published}
+    cells = {row.design: row.cells for row in published}
     return [row if row.differs else row._replace(cells={
-        name: cell if cell.partial or name not in (theirs := cells.get(row.identity, {}))
+        name: cell if cell.partial or name not in (theirs := cells.get(row.design, {}))
         else cell._replace(delta=cell.value - theirs[name].value)
         for name, cell in row.cells.items()}) for row in ours]
 
@@ -87,11 +87,11 @@ def with_deltas(ours: list[Row], published: list[Row]) -> list[Row]:
 def beside(ours: list[Row], published: list[Row], *, some: bool) -> list[Row]:
     """The published rows of our backbones and pools; `some`: where there are none, Random and ADG
     on Alpaca-GPT4."""
-    cells = {(row.identity.backbone, row.identity.pool) for row in ours}
-    cells |= {("", row.identity.pool) for row in ours}
-    variants = {row.identity.variant for row in ours} | {""}
-    near = [row for row in published if (row.identity.backbone, row.identity.pool) in cells
-            and row.identity.variant in variants]
-    return near or [row for row in published if some and row.identity.pool == _POOL
-                    and row.identity.method in (METHODS["random"].title, _ADG)
-                    and not row.identity.variant]
+    cells = {(row.design.backbone, row.design.pool) for row in ours}
+    cells |= {("", row.design.pool) for row in ours}
+    variants = {row.design.variant for row in ours} | {""}
+    near = [row for row in published if (row.design.backbone, row.design.pool) in cells
+            and row.design.variant in variants]
+    return near or [row for row in published if some and row.design.pool == _POOL
+                    and row.design.method in (METHODS["random"].title, _ADG)
+                    and not row.design.variant]

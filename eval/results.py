@@ -13,7 +13,7 @@ from adg.methods import METHODS
 from adg.pipeline.history import read_records
 from adg.pipeline.stages import OUTSIDE, producer_of
 from eval.published import Paper
-from eval.rows import Cell, Identity, Row
+from eval.rows import Cell, Design, Row
 
 _SEEDS = ("selection.seed", "train.seed", "seed")  # a stage's own goes before that of all
 # Inputs that the seeds of one cell share: models, and the pool, which prepare need not have made
@@ -33,7 +33,7 @@ def rows_of(run: Path, paper: Paper) -> list[Row]:
         behind = records_behind(records, name)
         parameters = [record.get("parameters", {}) for record in behind.values()]
         rows.append(Row(
-            identify(behind, name, paper), _cells(result), "ours", (f"{run.name}: {name}",),
+            design_of(behind, name, paper), _cells(result), "ours", (f"{run.name}: {name}",),
             *_settings(parameters, _sources(behind, "sha256")),
             _differences(parameters, paper.settings), (path.parent,), result["questions"],
             _sources(behind, "whole")))
@@ -100,22 +100,22 @@ def _model(behind: dict[str, dict], stage: str, source: str) -> str:
     return _record(behind, stage).get("inputs", {}).get(source, {}).get("name", "")
 
 
-def identify(behind: dict[str, dict], name: str, paper: Paper) -> Identity:
+def design_of(behind: dict[str, dict], name: str, paper: Paper) -> Design:
     """The cell of an evaluated model, from the records of the stages behind it."""
     sources = _record(behind, "finetune").get("inputs")
     if not sources:
-        return Identity("Base, not fine-tuned" if name == "base" else name,
+        return Design("Base, not fine-tuned" if name == "base" else name,
                         paper.backbone(_model(behind, "evaluate", "model")))
     backbone = paper.backbone(sources["train.model"]["name"])
     if subset := sources.get("train.subset"):
-        return Identity(subset["name"], backbone)
+        return Design(subset["name"], backbone)
     path = Path(next(source for source in sources if source.startswith("subsets/")))
     selected = _parameters(behind, "select")
     method = METHODS.get(selected.get("selection.method"))
     title = method.title if method else path.parent.name
     heeds_budget = "selection.budget" in selected and (method is None or method.heeds_budget)
     pool = _record(behind, "prepare").get("inputs", {}).get("pool.path", {}).get("name", "")
-    return Identity(
+    return Design(
         title if path.stem == "top" else f"{title}, {path.stem}", backbone, paper.pool(pool),
         f"{selected['selection.budget']:,}" if heeds_budget else "",
         ", ".join(_variant(behind, backbone, paper)))

@@ -1,7 +1,7 @@
 """The rows of a table, ours and the paper's: their cells, their order, the best of them.
 
-A row's identity is its cell of the paper's design: method, backbone, pool, budget and what else
-differs from the paper's setting. Runs of one cell with several seeds become one row.
+A row's design says what was tried: method, backbone, pool, budget and what else differs from the
+paper's setting. Runs of one cell with several seeds become one row.
 """
 
 import statistics
@@ -14,8 +14,8 @@ from adg.base.errors import InputError
 from adg.benchmarks import BENCHMARKS, groups
 
 
-class Identity(NamedTuple):
-    """One cell of the design; empty where it is not known."""
+class Design(NamedTuple):
+    """What was tried, as the columns before the numbers say it; empty where it is not known."""
 
     method: str
     backbone: str = ""
@@ -37,7 +37,7 @@ class Cell(NamedTuple):
 class Row(NamedTuple):
     """A line of a table."""
 
-    identity: Identity
+    design: Design
     cells: dict[str, Cell]
     source: str  # "ours" or "paper"
     names: tuple[str, ...] = ()  # RUN: NAME of each run behind it
@@ -59,7 +59,7 @@ def by_cell(rows: Iterable[Row]) -> list[Row]:
     """One row for runs that differ by their seed alone: means and standard deviations."""
     grouped: dict[tuple, list[Row]] = {}
     for row in rows:
-        key = (row.identity, row.settings)
+        key = (row.design, row.settings)
         others = grouped.get(key, ())
         if (not row.seeds or row.seeds in [other.seeds for other in others]
                 or any(_other_models(row, other) for other in others)):
@@ -74,7 +74,7 @@ def _other_models(row: Row, other: Row) -> bool:
     return any(other.whole.get(name, value) != value for name, value in row.whole.items())
 
 
-def _averaged(identity: Identity, rows: list[Row]) -> Row:
+def _averaged(design: Design, rows: list[Row]) -> Row:
     cells = {}
     for name in columns():
         seeds = [row.cells[name] for row in rows if name in row.cells]
@@ -82,7 +82,7 @@ def _averaged(identity: Identity, rows: list[Row]) -> Row:
             values = [cell.value for cell in seeds]
             cells[name] = Cell(statistics.fmean(values), statistics.stdev(values),
                                partial=any(cell.partial for cell in seeds))
-    return Row(identity, cells, "ours", tuple(name for row in rows for name in row.names),
+    return Row(design, cells, "ours", tuple(name for row in rows for name in row.names),
                differs=rows[0].differs, folders=tuple(row.folders[0] for row in rows),
                asked=rows[0].asked)
 
@@ -90,11 +90,11 @@ def _averaged(identity: Identity, rows: list[Row]) -> Row:
 def named(rows: list[Row], name: str) -> list[Row]:
     """The rows of a name: RUN: NAME, NAME alone, or a method; InputError where there is none."""
     matches = [row for row in rows if name in (
-        row.identity.method, ", ".join(row.names), *row.names,
+        row.design.method, ", ".join(row.names), *row.names,
         *(label.split(": ", 1)[1] for label in row.names))]
     if not matches:
         raise InputError(f"no row is called {name}; there are: "
-                         + "; ".join(f"{', '.join(row.names)} ({row.identity.method})"
+                         + "; ".join(f"{', '.join(row.names)} ({row.design.method})"
                                      for row in rows))
     return matches
 
@@ -105,14 +105,14 @@ def best_cells(rows: list[Row]) -> set[tuple[int, str]]:
     compared: dict[tuple, list[tuple[float, int]]] = defaultdict(list)
     for place, row in enumerate(rows):
         for name, cell in row.cells.items():
-            compared[row.identity.backbone, cell.partial, name].append((cell.value, place))
+            compared[row.design.backbone, cell.partial, name].append((cell.value, place))
     return {(place, name) for (*_, name), values in compared.items()
             for value, place in values if value == max(values)[0] > min(values)[0]}
 
 
 def as_records(rows: list[Row]) -> list[dict[str, Any]]:
     """The rows as JSON has them."""
-    return [{"source": row.source, **row.identity._asdict(), "runs": list(row.names),
+    return [{"source": row.source, **row.design._asdict(), "runs": list(row.names),
              "other_settings": list(row.differs),
              "numbers": {name: {key: value for key, value in row.cells[name]._asdict().items()
                                 if value is not None}

@@ -46,7 +46,7 @@ def main() -> None:
     sandbox = None  # that programs run in
     if distributed.rank() == 0 and code_benchmarks(config.eval.benchmarks):
         sandbox = programs.choose(config.eval.sandbox)
-    manager, tasks = plan(config) if distributed.rank() == 0 else (None, {})
+    manager, tasks = find_tasks(config) if distributed.rank() == 0 else (None, {})
     if command.dry_run:
         show_plan(run, tasks)
         return
@@ -65,7 +65,7 @@ def main() -> None:
                    scores=summary["scores"], **({"sandbox": sandbox} if sandbox else {}))
 
 
-def plan(config: Config) -> tuple[Any, dict[str, list[str]]]:
+def find_tasks(config: Config) -> tuple[Any, dict[str, list[str]]]:
     """(lm-eval's task manager, the tasks of each benchmark); InputError where data is missing."""
     data_dir = Path(config.eval.data_dir) if config.eval.data_dir else None
     manager = harness.task_manager(data_dir)

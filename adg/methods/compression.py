@@ -201,9 +201,16 @@ def _say_what_came_again(num_rounds: int, reopened: int, num_picks: int, repeate
             f"released, where too few candidates are left)")
 
 
+def fill_in(settings: ZipConfig, pool: str) -> None:
+    """A record's source is the pool, where none is given."""
+    if settings.source is None:
+        settings.source = pool.split(".")[0]
+
+
 METHOD = Method(
     "ZIP",
     lambda told: ("Chosen for variety by compression (ZIP): round after round those records that "
                   "zlib compresses least together with all that was chosen before, and with each "
                   "other."),
-    choose_by_compression, section="zip", settings=ZipConfig, keys=("selection.zip",))
+    choose_by_compression, section="zip", settings=ZipConfig, keys=("selection.zip",),
+    fill_in=fill_in)

@@ -136,6 +136,8 @@ class Method:
     files: dict[str, str] = field(default_factory=dict)  # {input outside the run: key of a path}
     measure: Measure | None = None  # where `reads` has MEASURED
     heeds_budget: bool = True
+    fill_in: Callable[[Any, str], None] = lambda settings, pool: None
+    """Fills in settings that are null and follow from the name of the pool's file."""
     check_sizes: Callable[[Any, int, int], None] = lambda settings, budget, num_records: None
     """InputError where a pool of num_records is too small for the method's own sizes."""
     note: Callable[[Any, float], str | None] = lambda settings, num_answers: None

@@ -116,8 +116,8 @@ def test_seeds_of_one_cell_become_a_mean_and_other_settings_do_not(tmp_path: Pat
     first = ours[0].cells["Average"]
     assert (first.value, first.deviation) == (52.0, 2.0)
     assert first.delta == pytest.approx(52.0 - 50.85) and first.stderr is None
-    assert ours[3].identity.variant == "K = 3, lambda = 0"
-    assert ours[4].identity == ("Random", "y", "mine.jsonl", "10,000", "")
+    assert ours[3].design.variant == "K = 3, lambda = 0"
+    assert ours[4].design == ("Random", "y", "mine.jsonl", "10,000", "")
     assert ours[4].cells["Average"].delta is None and ours[4].cells["bbh"].stderr == 1.0
     assert "52.00 ± 2.00 (+1.15)" in as_text(as_table(ours, []))
 
@@ -145,7 +145,7 @@ def test_runs_of_other_pools_or_models_are_no_seeds_of_one_cell(tmp_path: Path):
     assert [row.names for row in rows if row.source == "ours"] == [
         ("one: adg-top", "two: adg-top"), ("pool: adg-top",), ("drawer: adg-top",),
         ("tuned: adg-top",), ("hand: adg-top",), ("zeroed: adg-top",)]
-    assert len({row.identity for row in rows if row.source == "ours"}) == 1
+    assert len({row.design for row in rows if row.source == "ours"}) == 1
 
 
 def test_other_settings_than_the_papers_are_said_and_have_no_difference(tmp_path: Path):
@@ -172,7 +172,7 @@ def test_models_go_by_their_names_whatever_the_revision_or_cache(tmp_path: Path)
             Path("/x/hub/models--meta-llama--Meta-Llama-3-8B/snapshots/62bd457")))):
         evaluated(tmp_path / name, "adg-top", *whole(50.0), model=model)
     rows, _ = collect([tmp_path / "a", tmp_path / "b"])
-    assert {row.identity.backbone for row in rows if row.source == "ours"} == {"LLaMA3-8B"}
+    assert {row.design.backbone for row in rows if row.source == "ours"} == {"LLaMA3-8B"}
 
 
 def test_a_rows_method_says_which_model_measured(tmp_path: Path):
@@ -189,7 +189,7 @@ def test_a_rows_method_says_which_model_measured(tmp_path: Path):
     evaluated(tmp_path / "pick", "pre_experience-top", *whole(50.0), method="pre_experience")
     names = ("ifd", "ifd_pre", "superfiltering", "pick")
     rows, _ = collect([tmp_path / name for name in names])
-    ours = [row.identity for row in rows if row.source == "ours"]
+    ours = [row.design for row in rows if row.source == "ours"]
     assert [(own.method, own.budget, own.variant) for own in ours] == [
         ("IFD", "10,000", ""), ("IFD", "10,000", "measured by pre_experience"),
         ("SuperFiltering", "10,000", ""), ("Pre-experience (IFD)", "", "")]
@@ -285,7 +285,7 @@ def test_draws_within_a_run_folder_are_seeds_of_one_row(tmp_path: Path):
             record["parameters"][key] = None if seed == 42 else seed
             artifacts.write_json(path, record)
     rows, _ = collect([run], paper=False)
-    assert len(rows) == 1 and len(rows[0].names) == 3 and rows[0].identity.method == "Random"
+    assert len(rows) == 1 and len(rows[0].names) == 3 and rows[0].design.method == "Random"
     assert (rows[0].cells["Average"].value, rows[0].cells["Average"].deviation) == (52.0, 2.0)
     assert not rows[0].differs  # from the paper's settings
 

@@ -17,7 +17,7 @@ from adg.base.errors import InputError
 from adg.config import load_config
 from adg.pipeline import __main__ as pipeline
 from adg.pipeline import checks
-from eval import confinement, harness, programs, run_benchmarks, run_program, supervise
+from eval import code_tasks, confinement, harness, programs, run_benchmarks, run_program, supervise
 
 # Programs with the verdicts of the hub's metric code_eval (evaluate 0.4), got by running its
 # execute.check_correctness(program, 3.0, 0, 0) on each of them under Python 3.11.
@@ -174,11 +174,11 @@ def test_programs_run_side_by_side_and_their_verdicts_stay_in_place(monkeypatch,
     os.mkfifo(tmp_path / "pipe")  # to open either end waits for the other
     texts = [f"assert open({str(tmp_path / 'pipe')!r}).read() == 'x'", "assert False",
              f"with open({str(tmp_path / 'pipe')!r}, 'w') as file: file.write('x')"]
-    verdicts = [harness.pass_at_1("", [program]) for program in texts]
+    verdicts = [code_tasks.pass_at_1("", [program]) for program in texts]
     assert harness.plain(verdicts) == [1.0, 0.0, 1.0]
-    assert harness._solved(verdicts) == pytest.approx(2 / 3)
-    assert harness.pass_at_1(["assert f() == 1"], [["def f():\n    return 1"]]).result()
-    assert not harness.pass_at_1("assert f() == 1", ["def f():\n    return 2"]).result()
+    assert code_tasks._solved(verdicts) == pytest.approx(2 / 3)
+    assert code_tasks.pass_at_1(["assert f() == 1"], [["def f():\n    return 1"]]).result()
+    assert not code_tasks.pass_at_1("assert f() == 1", ["def f():\n    return 2"]).result()
     programs._workers.cache_clear()
 
 

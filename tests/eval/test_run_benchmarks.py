@@ -76,7 +76,7 @@ def test_a_gguf_base_is_dequantised_before_there_is_a_process_group(
         yield
 
     monkeypatch.setattr(distributed, "process_group", process_group)
-    monkeypatch.setattr(run_benchmarks, "plan", lambda config: (None, {}))
+    monkeypatch.setattr(run_benchmarks, "find_tasks", lambda config: (None, {}))
     monkeypatch.setattr(run_benchmarks, "evaluate_missing", lambda *own: artifacts.write_json(
         tmp_path / "run/eval/base/gsm8k.json", {"benchmark": "gsm8k"}))
     monkeypatch.setattr(run_benchmarks, "summarise", lambda folder: {

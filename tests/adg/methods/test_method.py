@@ -1,8 +1,12 @@
 """What a method declares reaches the configuration, the pipeline and the stages."""
 
+import ast
 import re
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 from adg.base.errors import InputError
 from adg.config import describe_keys, load_config
@@ -10,6 +14,22 @@ from adg.methods import METHODS
 from adg.pipeline.stages import inputs_of, model_of, needed_stages, parameters_of
 
 MEASURED = [name for name, method in METHODS.items() if method.measure]
+
+
+def test_methods_take_what_they_need_and_no_configuration():
+    files = [*(ROOT / "adg/methods").rglob("*.py"), *(ROOT / "adg").glob("[gprs]*.py")]
+    for path in files:
+        if path.name in ("score_and_select.py", "selection_config.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not node.module.startswith(("adg.config", "adg.pipeline", "adg.tools")), path
+
+
+def test_the_configuration_is_read_without_heavy_libraries():
+    heavy = ("torch", "transformers", "scipy", "sklearn", "vllm")
+    code = f"import adg.config, sys; sys.exit(any(name in sys.modules for name in {heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_titles_tell_methods_apart():

@@ -360,7 +360,7 @@ def test_what_is_no_gram_matrix_is_named_by_row(config_file, stage, run_folder, 
     grams = np.load(run_folder / "answer_grams/00000.npy")
     grams[place] = values
     arrays.write_array(run_folder / "answer_grams/00000.npy", grams)
-    with pytest.raises(InputError, match=f"00000.npy: row 4 is no Gram matrix .*{rule}"):
+    with pytest.raises(InputError, match=f"00000.npy: row 4 is not a Gram matrix .*{rule}"):
         stage(score_and_select, config_file())
 
 
