@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def select(command: Command) -> None:
-    """The stage, as it is asked for."""
+    """Run the stage with a parsed command line, also from another module."""
     config = command.config
     run = provenance.begin("select", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
@@ -77,7 +77,7 @@ def select(command: Command) -> None:
 
 
 def plan(run: provenance.StageRun, pool: Pool) -> None:
-    """Say what there is to do."""
+    """Report how many records there are and the disk that is needed, for --dry-run."""
     selection, num_records = run.config.selection, len(pool)
     budget = 3 * selection.budget if selection.facts().heeds_budget else num_records
     chosen = min(budget, num_records)
@@ -139,7 +139,7 @@ def write_subsets(folder: Path, pool: Pool, choice: Choice,
 
 
 def show(choice: Choice, unscored: list[str]) -> None:
-    """What a person wants to know of a selection, in a few lines."""
+    """Report the sizes of the subsets, and what is unusual about them."""
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in choice.subsets._asdict().items())
     report = choice.report
     say(f"[select] {sizes}" + (f"; {report['scored']} records scored, {report['unscored']} not"
@@ -148,13 +148,13 @@ def show(choice: Choice, unscored: list[str]) -> None:
         say(f"[select] {report['kept']} records kept, dropped: {words(report['dropped'])}")
     scores = choice.columns["score"][~np.isnan(choice.columns["score"])]
     if len(scores) > 1 and scores.min() == scores.max():
-        say("[select] note: all scores are equal, so they tell no record from another")
+        say("[select] note: all scores are equal, so they rank no record above another")
     if not len(choice.subsets.middle):
         say("[select] note: there is neither middle nor bottom")
     elif len(choice.subsets.middle) < len(choice.subsets.top):
         say("[select] note: middle and bottom are smaller than top")
     if unscored:
-        say(f"[select] not scored, for want of two answers with a vector: {', '.join(unscored)}"
+        say(f"[select] not scored: fewer than two answers have a vector: {', '.join(unscored)}"
             + (" ..." if report["unscored"] > len(unscored) else ""))
 
 
