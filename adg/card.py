@@ -27,11 +27,6 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any], num
     Of a pool of `num_records` in `num_bins`; `names` are the subsets' names of the fields that
     select adds.
     """
-    front = ["---", "task_categories:", "- text-generation", "configs:"]
-    for name, size in sizes.items():
-        if size:
-            front += [f"- config_name: {name}", f"  data_files: {name}.json"]
-            front += ["  default: true"] * (name == "top")
     facts = config.selection.facts()
     seed = config.selection_seed() if "selection.seed" in facts.keys else config.seed
     how = facts.about(Told(config.selection.settings(), config.generation, num_bins,
@@ -54,12 +49,25 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any], num
         body += ["", f"The pool has fields of its own named {_listed(renamed)}, which are as they "
                  f"were: those of the selection are {_listed(names[field] for field in renamed)}."]
     if "quantiles" in report:
-        shares = [float(share) for share in report["quantiles"]["score"]]
-        body += ["", "| of the pool | " + " | ".join(f"{share:.0%}" for share in shares) + " |",
-                 "| --- |" + " ---: |" * len(shares)]
-        body += [f"| {name} | " + " | ".join(f"{value:.4f}" for value in values.values()) + " |"
-                 for name, values in report["quantiles"].items()]
-    return "\n".join([*front, "---", "", *body, ""])
+        body += ["", *_quantiles(report["quantiles"])]
+    return "\n".join([*_front_matter(sizes), "", *body, ""])
+
+
+def _front_matter(sizes: dict[str, int]) -> list[str]:
+    lines = ["---", "task_categories:", "- text-generation", "configs:"]
+    for name, size in sizes.items():
+        if size:
+            lines += [f"- config_name: {name}", f"  data_files: {name}.json"]
+            lines += ["  default: true"] * (name == "top")
+    return [*lines, "---"]
+
+
+def _quantiles(quantiles: dict[str, dict[str, float]]) -> list[str]:
+    """A Markdown table of the columns' quantiles."""
+    shares = [f"{float(share):.0%}" for share in quantiles["score"]]
+    return [f"| of the pool | {' | '.join(shares)} |", "| --- |" + " ---: |" * len(shares),
+            *(f"| {name} | " + " | ".join(f"{value:.4f}" for value in values.values()) + " |"
+              for name, values in quantiles.items())]
 
 
 def _listed(names: Iterable[str]) -> str:
