@@ -21,12 +21,12 @@ from typing import Protocol
 
 import numpy as np
 
-from adg.base import arrays, artifacts, distributed, watchdog
+from adg.base import arrays, artifacts, distributed, process
 from adg.base.errors import InputError
 from adg.config import Config
 from adg.methods import measures
 from adg.models import folders
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from adg.pipeline.command import parse_command
 from adg.pipeline.stages import inputs_of, model_of
 from adg.records import Pool
@@ -65,7 +65,7 @@ def main() -> None:
     if not config.selection.facts().measures():
         raise InputError(f"selection.method is {method}, which measures nothing as it is "
                          f"configured; methods that do: {', '.join(MEASURERS)}")
-    run = provenance.begin("measure", config, overwrite=command.overwrite,
+    run = stage_run.begin("measure", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return
@@ -90,7 +90,7 @@ def main() -> None:
     distributed.barrier("finished")
 
 
-def measure(run: provenance.StageRun, pool: Pool, chunks: dict[int, range]) -> None:
+def measure(run: stage_run.StageRun, pool: Pool, chunks: dict[int, range]) -> None:
     """Measure the records of `chunks`, by their numbers, with one model after another."""
     config, loads = run.config, loaders(run.config.selection.method)
     folder = measures.folder_of(run.folder, config)
@@ -103,7 +103,7 @@ def measure(run: provenance.StageRun, pool: Pool, chunks: dict[int, range]) -> N
             measurer = load(config) if lacking[own] else None
             for i, number in lacking[own].items():
                 complete(own, i, pool.rows(chunks[i]), measurer)
-                watchdog.beat()
+                process.beat()
                 bar.update(number)
             if measurer and len(parts) > 1:
                 measurer.close()
@@ -137,7 +137,7 @@ def rows_there(folder: Path, index: int) -> int:
     return len(artifacts.JsonlRows(path)) if path.is_file() else 0
 
 
-def plan(run: provenance.StageRun, num_records: int, chunks: list[range],
+def plan(run: stage_run.StageRun, num_records: int, chunks: list[range],
          missing: list[int]) -> None:
     """Say what there is to do."""
     config = run.config
@@ -181,4 +181,4 @@ def complete(folder: Path, index: int, records: list[dict], measurer: Measurer) 
 
 
 if __name__ == "__main__":
-    distributed.run_script(main)
+    process.run_script(main)

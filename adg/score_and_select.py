@@ -24,11 +24,12 @@ import numpy as np
 
 from adg import card
 from adg.base import arrays, artifacts
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
+from adg.base.process import run_script
 from adg.config import Config
 from adg.methods import METHODS, Choice
 from adg.methods.choice import all_equal, words
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from adg.pipeline.checks import check_budget, note_on_two_answers
 from adg.pipeline.command import Command, parse_command
 from adg.pipeline.stages import inputs_of
@@ -44,7 +45,7 @@ def main() -> None:
 def select(command: Command) -> None:
     """The stage, as it is asked for."""
     config = command.config
-    run = provenance.begin("select", config, overwrite=command.overwrite,
+    run = stage_run.begin("select", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return
@@ -69,7 +70,7 @@ def select(command: Command) -> None:
     sizes = {name: len(rows) for name, rows in choice.subsets._asdict().items()}
     names = write_subsets(folder, pool, choice, answers)
     artifacts.write_json(folder / "dataset_info.json", card.dataset_info(config, sizes))
-    num_bins = provenance.StageRun("cluster", config).num_bins
+    num_bins = stage_run.StageRun("cluster", config).num_bins
     artifacts.write_text(folder / "README.md", card.data_card(
         config, sizes, choice.report, len(pool), num_bins, names))
     unscored = []
@@ -82,7 +83,7 @@ def select(command: Command) -> None:
     run.finish(records=len(pool), **choice.report, unscored_ids=unscored, subset_sizes=sizes)
 
 
-def check_answers(run: provenance.StageRun, answers: Answers, config: Config) -> None:
+def check_answers(run: stage_run.StageRun, answers: Answers, config: Config) -> None:
     """InputError where answers or Grams were made elsewhere, and some row of the answers is another
     record's than the pool's, or has not as many answers as the Grams."""
     grams = next(name for name in inputs_of("select", config)[0] if "_grams/" in name)

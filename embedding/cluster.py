@@ -18,10 +18,11 @@ from typing import IO
 import numpy as np
 
 from adg.base import arrays
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
 from adg.base.errors import InputError
+from adg.base.process import run_script
 from adg.config import Config
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from adg.pipeline.checks import check_bins
 from adg.pipeline.command import parse_command
 from adg.records import Pool
@@ -33,7 +34,7 @@ _LARGE = 1 << 30  # bytes of a scratch file whose place is said
 def main() -> None:
     command = parse_command(__doc__)
     config = command.config
-    run = provenance.begin("cluster", config, overwrite=command.overwrite,
+    run = stage_run.begin("cluster", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return
@@ -59,7 +60,7 @@ def main() -> None:
     run.finish(records=num_records, filled_bins=len(filled))
 
 
-def plan(run: provenance.StageRun, shape: tuple[int, int], folder: Path) -> None:
+def plan(run: stage_run.StageRun, shape: tuple[int, int], folder: Path) -> None:
     """Say what there is to do with vectors of this shape, copied into a file in `folder`."""
     num_records, width = shape
     bins, size = 4 * num_records, 4 * num_records * width

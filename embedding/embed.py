@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adg import answer_vectors
-from adg.base import arrays, artifacts, distributed
+from adg.base import arrays, artifacts, distributed, process
 from adg.config import Config
 from adg.models import folders
-from adg.pipeline import earlier, planning, provenance
+from adg.pipeline import earlier, planning, stage_run
 from adg.pipeline.command import parse_command
 from adg.records import Answer, Answers, Pool
 from embedding import backbone, check
@@ -42,7 +42,7 @@ from embedding.sequences import RECIPES, Encoder, Row
 def main() -> None:
     command = parse_command(__doc__)
     config = command.config
-    run = provenance.begin("embed", config, overwrite=command.overwrite,
+    run = stage_run.begin("embed", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return
@@ -102,7 +102,7 @@ def read_answers(answers: Answers, rows: range, config: Config) -> list[list[Ans
                              padded=config.embedding.empty_answers != "leave_out")
 
 
-def plan(run: provenance.StageRun, pool: Pool, answers: Answers, folder: Path,
+def plan(run: stage_run.StageRun, pool: Pool, answers: Answers, folder: Path,
          chunks: list[range], missing: list[int]) -> None:
     """Say what there is to do with the model in `folder`."""
     config, before = run.config, earlier.Earlier(run.folder)
@@ -160,7 +160,7 @@ def one_ahead(prepare: Callable[[int], Work], chunks: Iterable[int]) -> Iterator
             yield last.result()
 
 
-def prepare(run: provenance.StageRun, index: int, rows: range, pool: Pool, answers: Answers,
+def prepare(run: stage_run.StageRun, index: int, rows: range, pool: Pool, answers: Answers,
             encoder: Encoder, before: earlier.Earlier) -> Work:
     """Read and tokenise a chunk of pool `rows`, and see what of it is to be embedded."""
     config, records = run.config, pool.rows(rows)
@@ -181,7 +181,7 @@ def prepare(run: provenance.StageRun, index: int, rows: range, pool: Pool, answe
         len({number for numbers in lacking for number in numbers}), counts)
 
 
-def look(run: provenance.StageRun, index: int, records: list[dict], answers: list[dict],
+def look(run: stage_run.StageRun, index: int, records: list[dict], answers: list[dict],
          before: earlier.Earlier) -> tuple[There, There]:
     """What there is of a chunk's (instructions' vectors, answers' vectors)."""
     if run.overwrite:
@@ -197,7 +197,7 @@ def look(run: provenance.StageRun, index: int, records: list[dict], answers: lis
             There(vectors, {number: own for number, own in of_answers if own is not None}))
 
 
-def complete(run: provenance.StageRun, work: Work, load_embedder: Callable[[], Embedder]) -> int:
+def complete(run: stage_run.StageRun, work: Work, load_embedder: Callable[[], Embedder]) -> int:
     """Embed what a chunk lacks, and write it with what there is; for how many records."""
     rows = work.of_instructions + work.of_answers
     found = (load_embedder().embed(rows) if rows                                # [texts, W, H]
@@ -218,4 +218,4 @@ def complete(run: provenance.StageRun, work: Work, load_embedder: Callable[[], E
 
 
 if __name__ == "__main__":
-    distributed.run_script(main)
+    process.run_script(main)

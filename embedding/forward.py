@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from adg.base import distributed, watchdog
+from adg.base import distributed, process
 from adg.base.errors import InputError
 from adg.models.batching import plan_batches, within_memory
 from embedding import shared_prompts
@@ -54,7 +54,7 @@ class Embedder:
                 found = self._embed_batch([parts[i] for i in members])
                 places = np.concatenate([np.arange(firsts[i], firsts[i + 1]) for i in members])
                 computed.append((places, found.to("cpu", non_blocking=True)))
-                watchdog.beat()
+                process.beat()
         if computed:
             wait_for(found.device)
         for places, found in computed:

@@ -41,9 +41,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from adg.base import watchdog
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
 from adg.base.errors import InputError
+from adg.base.process import run_script
 from eval import run_program
 
 SANDBOXES = ("bwrap", "unshare")  # the first that works is taken
@@ -148,7 +148,7 @@ def passes(program: str, sandbox: str, *, seconds: float | None = None) -> bool:
                         and _next(pipe, seconds + _GRACE, len(marker) + 1) == marker)
             finally:
                 _end(process)
-                watchdog.beat()
+                process.beat()
 
 
 def _command(sandbox: str, result: int, seconds: float, folder: str) -> list[str]:

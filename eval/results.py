@@ -16,7 +16,7 @@ from adg.base.errors import InputError
 from adg.base.paths import ROOT
 from adg.config import flatten, load_config
 from adg.method_facts import FACTS
-from adg.pipeline.history import read_records
+from adg.pipeline.record import read_records
 from adg.pipeline.stages import OUTSIDE
 from eval.benchmarks import BENCHMARKS, GROUPS
 

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from adg.base import artifacts
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
 from adg.base.errors import InputError
+from adg.base.process import run_script
 from adg.config import Config
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from adg.pipeline.command import parse_command
 from adg.records import normalise, problem_of, subset_names
 from generation.contamination import Benchmarks
@@ -39,7 +40,7 @@ _NAMED = 20  # fields that are named
 def main() -> None:
     command = parse_command(__doc__)
     config = command.config
-    run = provenance.begin("prepare", config, overwrite=command.overwrite,
+    run = stage_run.begin("prepare", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return

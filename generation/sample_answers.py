@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 
 from adg import answer_vectors
-from adg.base import artifacts, distributed, watchdog
+from adg.base import artifacts, distributed, process
 from adg.base.errors import InputError
 from adg.config import Config
 from adg.models import folders
-from adg.pipeline import earlier, planning, provenance
+from adg.pipeline import earlier, planning, stage_run
 from adg.pipeline.checks import check_bins, check_budget, note_on_two_answers
 from adg.pipeline.command import parse_command
 from adg.prompts import Prompter
@@ -48,7 +48,7 @@ def main() -> None:
     if command.show_prompts:
         show_prompts(command.show_prompts, config)
         return
-    run = provenance.begin("sample", config, overwrite=command.overwrite,
+    run = stage_run.begin("sample", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return
@@ -157,7 +157,7 @@ def show_prompts(number: int, config: Config) -> None:
         distributed.say(f"== {record['id']}: {len(ids)} tokens, {how}\n{tokenizer.decode(ids)}")
 
 
-def plan(run: provenance.StageRun, pool_size: int, lacking: Iterable[dict], prompter: Prompter,
+def plan(run: stage_run.StageRun, pool_size: int, lacking: Iterable[dict], prompter: Prompter,
          width: int, chunks: list[range], missing: list[int]) -> None:
     """Say what there is to do for the records that lack answers, with a model of this width."""
     settings = run.config.generation
@@ -303,7 +303,7 @@ def draw(drafts: Iterator[Draft], sampler: Sampler | None,
                 yield request
 
     for place, answers in sampler.stream(requests()) if sampler else requests():
-        watchdog.beat()
+        process.beat()
         draft, number = places.pop(place)
         draft.put(number, answers)
         update(1)
@@ -320,4 +320,4 @@ def seed_of(record_id: str, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    distributed.run_script(main)
+    process.run_script(main)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from adg.base import distributed, screen, watchdog
+from adg.base import distributed, process, screen
 from adg.base.errors import InputError
 from adg.config import Config, GenerationConfig
 from adg.models.vllm_options import engine_options
@@ -125,7 +125,7 @@ class VllmSampler:
                 if _is_about_memory(error) else f"vLLM failed ({type(error).__name__}: {error})"
             raise InputError(f"{advice}. The chunks in answers/ are whole, and the same command "
                              f"goes on with the others") from None
-        watchdog.beat()
+        process.beat()
         return outputs
 
     def parameters(self, request: Request) -> Any:

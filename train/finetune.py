@@ -18,12 +18,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from adg.base import artifacts, distributed, screen
+from adg.base import artifacts, distributed, process, screen
 from adg.base.distributed import say
 from adg.base.errors import InputError
 from adg.config import Config
 from adg.models import folders
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from adg.pipeline.checks import read_sharding
 from adg.pipeline.command import parse_command
 from adg.pipeline.stages import model_of
@@ -44,7 +44,7 @@ def main() -> None:
     command = parse_command(__doc__)
     config = command.config
     sharding = read_sharding(config)
-    run = provenance.begin("finetune", config, overwrite=command.overwrite,
+    run = stage_run.begin("finetune", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return
@@ -136,7 +136,7 @@ def order_of(examples: list[dict], config: Config) -> Order:
                       ranks=distributed.world_size())
 
 
-def plan(run: provenance.StageRun, order: Order, folder: Path, sharding: dict) -> None:
+def plan(run: stage_run.StageRun, order: Order, folder: Path, sharding: dict) -> None:
     """Say what there is to do."""
     settings, remote = run.config.train, run.config.model.trust_remote_code
     weights = folders.num_weights(folder, trust_remote_code=remote)
@@ -273,4 +273,4 @@ def end_process_group() -> None:
 
 
 if __name__ == "__main__":
-    distributed.run_script(main)
+    process.run_script(main)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adg.base import distributed, watchdog
+from adg.base import distributed, process
 from adg.base.errors import InputError
 from adg.models.batching import plan_batches, within_memory
 
@@ -23,7 +23,7 @@ class Batcher:
             for position, own in zip(batch, self._batch([items[i] for i in batch], longest),
                                      strict=True):
                 found[position] = own
-            watchdog.beat()
+            process.beat()
         return found
 
     def _batch(self, batch: list[Any], longest: int) -> list[Any]:

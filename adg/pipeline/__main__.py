@@ -34,9 +34,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from adg.base import distributed, lock
-from adg.base.distributed import die_with_parent, run_script, say
+from adg.base.distributed import say
 from adg.base.errors import InputError
 from adg.base.paths import ROOT, looked_in
+from adg.base.process import die_with_parent, run_script
 from adg.config import Config, flatten
 from adg.models import folders
 from adg.pipeline import planning
@@ -49,7 +50,7 @@ from adg.pipeline.checks import (
     read_sharding,
 )
 from adg.pipeline.command import Command, parse_command
-from adg.pipeline.provenance import StageRun
+from adg.pipeline.stage_run import StageRun
 from adg.pipeline.stages import (
     OUTSIDE,
     STAGES,

@@ -9,8 +9,8 @@ from adg.base.artifacts import JsonlRows
 from adg.base.distributed import my_share, say, world_size
 from adg.config import Config
 from adg.models.folders import describe, source_of
-from adg.pipeline.history import read_log
-from adg.pipeline.provenance import StageRun
+from adg.pipeline.record import read_log
+from adg.pipeline.stage_run import StageRun
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 

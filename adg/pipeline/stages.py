@@ -1,4 +1,4 @@
-"""The nine stages in order: what each reads, writes, depends on. `provenance` acts on it."""
+"""The nine stages in order: what each reads, writes, depends on. adg.pipeline.staleness and stage_run act on it."""
 
 import hashlib
 from dataclasses import dataclass

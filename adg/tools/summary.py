@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from adg.base import artifacts
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
 from adg.base.errors import InputError
+from adg.base.process import run_script
 from adg.config import SUBSETS, Config, load_config
 from adg.methods.choice import words
-from adg.pipeline.history import read_log, read_records
 from adg.pipeline.identity import Identities
+from adg.pipeline.record import read_log, read_records
 from adg.pipeline.stages import OUTSIDE, STAGES, label_of, outputs_of
 
 _EXAMPLES = 3  # records shown from each end of the ranking

@@ -18,13 +18,14 @@ import sys
 from pathlib import Path
 
 from adg import score_and_select
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
 from adg.base.errors import InputError
+from adg.base.process import run_script
 from adg.config import Config, describe_keys, load_config, no_key
 from adg.method_facts import EVERY
 from adg.pipeline import __main__ as pipeline
 from adg.pipeline.command import Command
-from adg.pipeline.provenance import StageRun
+from adg.pipeline.stage_run import StageRun
 
 
 def main() -> None:

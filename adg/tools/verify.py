@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adg import answer_vectors
-from adg.base.distributed import run_script
 from adg.base.errors import InputError
 from adg.base.hashes import HashCache
+from adg.base.process import run_script
 from adg.config import Config, load_config
 from adg.method_facts import outside_inputs
-from adg.pipeline.history import read_log, read_records
 from adg.pipeline.identity import Identities, differ
+from adg.pipeline.record import read_log, read_records
 from adg.pipeline.stages import OUTSIDE, STAGES
 
 _SHARED = ("chunk_size", "model.", "generation.")  # what sample and embed must agree on

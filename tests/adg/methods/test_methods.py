@@ -14,7 +14,7 @@ from adg.base.errors import InputError
 from adg.config import load_config
 from adg.geometry import anisotropy, centred_grams, dispersion
 from adg.methods import divergence
-from adg.pipeline.history import read_records
+from adg.pipeline.record import read_records
 from adg.pipeline.stages import needed_stages
 from adg.selection import select_paper
 from adg.tools import summary

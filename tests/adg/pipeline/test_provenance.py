@@ -12,15 +12,15 @@ import pytest
 from conftest import RECORDS
 
 from adg import score_and_select
-from adg.base import arrays, artifacts, distributed, hashes, watchdog
+from adg.base import arrays, artifacts, distributed, hashes, process
 from adg.base.errors import InputError
 from adg.config import Config, load_config
 from adg.geometry import centred_grams
 from adg.methods.divergence import score_grams
 from adg.models import folders
 from adg.pipeline import __main__ as pipeline
-from adg.pipeline import provenance
-from adg.pipeline.provenance import StageRun, begin
+from adg.pipeline import stage_run
+from adg.pipeline.stage_run import StageRun, begin
 from adg.pipeline.stages import parameters_of
 from embedding import cluster, embed
 from generation import prepare_pool, sample_answers
@@ -491,7 +491,7 @@ def test_the_log_stays_locked_until_the_record_is_written(config_file, stage, ru
         seen.append("BlockingIOError" in result.stderr)
         return {}
 
-    monkeypatch.setattr(provenance, "_versions", attempt)
+    monkeypatch.setattr(stage_run, "_versions", attempt)
     stage(score_and_select, config_file())
     assert seen == [True]
 
@@ -542,13 +542,13 @@ def test_a_rank_that_waits_is_not_watched_and_the_one_that_finishes_is(config_fi
     run = started("sample", load_config(config_file(), []))
     watched = []
     monkeypatch.setattr(distributed, "barrier", lambda name, value: (
-        watched.append(not watchdog._watch.is_set()), [value])[1])
-    assert not watchdog._watch.is_set()
+        watched.append(process._limit > 0), [value])[1])
+    assert process._limit > 0
     assert run.done_by_all(list, records=0)
-    assert watched == [False] and not watchdog._watch.is_set()
+    assert watched == [False] and process._limit > 0
     monkeypatch.setenv("RANK", "1")
     assert not run.done_by_all(list, records=0)
-    assert watched == [False, False] and watchdog._watch.is_set()
+    assert watched == [False, False] and process._limit == 0
 
 
 def test_what_rank_0_does_not_see_is_no_end(config_file, pool_folder, monkeypatch):
@@ -558,14 +558,14 @@ def test_what_rank_0_does_not_see_is_no_end(config_file, pool_folder, monkeypatc
         run.done_by_all(lambda: [1, 3], records=0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     looks = iter([[1, 3], [3], []])  # as a network file system shows what another node wrote
-    monkeypatch.setattr(provenance.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(stage_run.time, "sleep", lambda seconds: None)
     assert run.done_by_all(lambda: next(looks), records=0)
-    watchdog.stop()
+    process.unwatch()
 
 
 def test_ranks_of_unlike_configurations_are_refused(config_file, stage, pool_folder, monkeypatch):
     record = started("sample", load_config(config_file(), [])).record()
-    watchdog.stop()
+    process.unwatch()
     monkeypatch.setattr(distributed, "agreed", lambda name, make: record)
     monkeypatch.setenv("RANK", "1")
     run = StageRun("sample", load_config(config_file(), ["generation.temperature=0.5"]))

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adg.base import artifacts, distributed, lock, screen, watchdog
+from adg.base import artifacts, distributed, lock, process, screen
 from adg.base.errors import InputError
 from adg.config import Config, to_yaml
 from adg.models import folders
@@ -334,11 +334,13 @@ class StageRun:
                              f"ranks need the same configuration, model and run folder")
         if self.stage.parallel:
             screen.engines_write_to(self.record_path.with_suffix(f".{distributed.rank()}.log"))
+            if limit := self.config.stall_timeout:
+                distributed.say(f"[{self.label}] a rank that makes no progress for {limit} s ends "
+                                f"with a stack trace (stall_timeout)")
             self._watch()
 
     def _watch(self) -> None:
-        rank = f" (rank {distributed.rank()})" if distributed.world_size() > 1 else ""
-        watchdog.start(f"{self.label}{rank}", self.config.stall_timeout)
+        process.watch(self.config.stall_timeout)
 
     def _record_start(self, follow: Callable[[], None]) -> dict:
         """Take the lock and record the start, as one rank does for all; the record."""
@@ -421,7 +423,7 @@ class StageRun:
         Rank 0 is; `records_done` is what all have done. InputError where it does not see all that
         the others wrote.
         """
-        watchdog.stop()  # a rank that waits is not stalled: one that hangs ends by its own watch
+        process.unwatch()  # a rank that waits is not stalled: one that hangs ends by its own watch
         self.records_done = sum(distributed.barrier("chunks", records))
         if distributed.rank() > 0:
             return False
@@ -448,7 +450,7 @@ class StageRun:
 
     def finish(self, *, records: int, **counts: Any) -> None:
         """Mark the stage done and append its line to log.jsonl; `records` is what this run did."""
-        watchdog.stop()
+        process.unwatch()
         seconds = time.monotonic() - self.started
         path = self.folder / "log.jsonl"
         with path.open("a+b", buffering=0) as log, lock.held(log):  # one stage at a time
