@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adg.config import Config
-from adg.pipeline.stages import model_of
+from adg.pipeline.sources import model_of
 
 _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 _ABOUT = {"top": "what the method chose", "middle": "the middle of its ranking, as a control",

@@ -28,7 +28,8 @@ from adg.methods import measures
 from adg.models import folders
 from adg.pipeline import planning, stage_run
 from adg.pipeline.command import parse_command
-from adg.pipeline.stages import inputs_of, model_of
+from adg.pipeline.sources import model_of
+from adg.pipeline.stages import inputs_of
 from adg.records import Pool
 
 _ROW = 400  # bytes of a row, about

@@ -17,7 +17,7 @@ from typing import IO
 
 import numpy as np
 
-from adg.base import arrays
+from adg.base import arrays, units
 from adg.base.distributed import say
 from adg.base.errors import InputError
 from adg.base.process import run_script
@@ -49,7 +49,7 @@ def main() -> None:
         plan(run, shape, folder)
         return
     if size > _LARGE:
-        say(f"[cluster] k-means reads a copy of the vectors: {planning.size(size)} in {folder}/, "
+        say(f"[cluster] k-means reads a copy of the vectors: {units.size(size)} in {folder}/, "
             f"gone at the end (clustering.scratch_dir)")
     with scratch_file(folder, size) as scratch:
         bins = cluster(one_matrix(blocks, shape, scratch), run.num_bins, config)
@@ -66,7 +66,7 @@ def plan(run: stage_run.StageRun, shape: tuple[int, int], folder: Path) -> None:
     bins, size = 4 * num_records, 4 * num_records * width
     planning.show(run, {
         "vectors": f"{num_records:,} of {width:,} numbers, to {run.num_bins:,} bins",
-        "scratch": f"in {folder}/: {planning.space(size, folder)}",
+        "scratch": f"in {folder}/: {units.space(size, folder)}",
     }, records=num_records, disk=bins + (size if folder == run.folder else 0))
 
 
@@ -107,7 +107,7 @@ def scratch_file(folder: Path, size: int) -> Iterator[IO[bytes]]:
         if folder.absolute() not in (path, path.parent):
             raise
         raise InputError(f"{folder}/: {error.strerror}: k-means needs a copy of the vectors there "
-                         f"({planning.size(size)}); set clustering.scratch_dir to a folder with "
+                         f"({units.size(size)}); set clustering.scratch_dir to a folder with "
                          f"room") from None
 
 

@@ -17,7 +17,7 @@ from adg.base.paths import ROOT
 from adg.config import flatten, load_config
 from adg.method_facts import FACTS
 from adg.pipeline.record import read_records
-from adg.pipeline.stages import OUTSIDE
+from adg.pipeline.sources import is_outside
 from eval.benchmarks import BENCHMARKS, GROUPS
 
 PUBLISHED = Path(__file__).with_name("published.json")
@@ -35,8 +35,7 @@ _NOT_COMPARED = frozenset((
     "generation.keep_token_ids", "generation.batch_invariant", "train.subset",
     "train.model_name_or_path", "train.deepspeed", "eval.limit", "eval.backend", "pool.schema",
     "pool.fields", "pool.split", "pool.revision", "pool.max_rejected"))
-# Inputs that the seeds of one cell share: models, and the pool, which prepare need not have made
-_SOURCES = frozenset(("pool.jsonl", *OUTSIDE)) - {"train.deepspeed", "eval.data_dir"}
+_NOT_SHARED = ("train.deepspeed", "eval.data_dir")
 
 
 class Identity(NamedTuple):
@@ -205,11 +204,17 @@ def _labels_behind(records: dict[str, dict], name: str) -> list[str]:
     return [*labels, f"finetune {name}", f"evaluate {name}"]
 
 
+def _is_shared(name: str) -> bool:
+    """Whether the seeds of one cell share an input: models, and the pool, which prepare need not
+    have made."""
+    return name == "pool.jsonl" or is_outside(name) and name not in _NOT_SHARED
+
+
 def _sources(behind: list[dict], key: str = "sha256") -> dict[str, str]:
     """{input: SHA-256} of the pool, models and files that an evaluated model came from."""
     return {name: source[key] for record in behind
             for name, source in record.get("inputs", {}).items()
-            if name in _SOURCES and key in source}
+            if _is_shared(name) and key in source}
 
 
 def _settings(parameters: list[dict[str, Any]],

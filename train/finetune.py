@@ -18,7 +18,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from adg.base import artifacts, distributed, process, screen
+from adg.base import artifacts, distributed, process, screen, units
 from adg.base.distributed import say
 from adg.base.errors import InputError
 from adg.config import Config
@@ -26,7 +26,7 @@ from adg.models import folders
 from adg.pipeline import planning, stage_run
 from adg.pipeline.checks import read_sharding
 from adg.pipeline.command import parse_command
-from adg.pipeline.stages import model_of
+from adg.pipeline.sources import model_of
 from adg.prompts import Prompter
 from adg.records import normalise, problem_of, read_source
 from train import hours
@@ -147,7 +147,7 @@ def plan(run: stage_run.StageRun, order: Order, folder: Path, sharding: dict) ->
     checkpoint = weights * (copies * width + _OPTIMIZER_BYTES)
     needed = estimate(weights, described, sharding, bytes_per_weight=width, ranks=order.ranks,
                       tokens=order.largest(), checkpointing=settings.gradient_checkpointing)
-    parts = ", ".join(f"{name} {planning.size(value)}"
+    parts = ", ".join(f"{name} {units.size(value)}"
                       for name, value in needed._asdict().items() if name != "host")
     planning.show(run, {
         "records": f"{len(order.lengths):,}, {settings.epochs} epochs, "
@@ -155,8 +155,8 @@ def plan(run: stage_run.StageRun, order: Order, folder: Path, sharding: dict) ->
                    f"{settings.epochs * sum(order.lengths):,} tokens",
         "batches": f"{batches(order, run.config)}, {order.largest():,} tokens at most",
         "model": f"{weights:,} weights",
-        "memory": f"about {planning.size(needed.total())} on each of {order.ranks} "
-                  f"rank(s): {parts}" + (f"; {planning.size(needed.host)} of the machine's"
+        "memory": f"about {units.size(needed.total())} on each of {order.ranks} "
+                  f"rank(s): {parts}" + (f"; {units.size(needed.host)} of the machine's"
                                          if needed.host else ""),
     }, records=settings.epochs * len(order.lengths),
         disk=weights * width + (settings.keep_checkpoints + 1) * checkpoint,

@@ -15,7 +15,7 @@ from adg.control_tokens import ControlTokens
 from adg.models import folders, loading
 from adg.models.batches import Batcher
 from adg.models.batching import budget
-from adg.pipeline.stages import model_of
+from adg.pipeline.sources import model_of
 
 _FIELDS = {"all": ("instruction", "input", "output"), "instruction": ("instruction",),
            "output": ("output",)}

@@ -9,7 +9,8 @@ from adg.config import describe_keys, load_config
 from adg.measure import FINISHERS, MEASURERS, loaders
 from adg.method_facts import FACTS
 from adg.methods import METHODS
-from adg.pipeline.stages import inputs_of, model_of, needed_stages, parameters_of
+from adg.pipeline.sources import model_of
+from adg.pipeline.stages import inputs_of, needed_stages, parameters_of
 
 MEASURED = [name for name, facts in FACTS.items() if facts.measures()]
 
