@@ -43,7 +43,7 @@ from pathlib import Path
 
 from adg.base.distributed import say
 from adg.base.errors import InputError
-from adg.base.process import run_script
+from adg.base.process import beat, run_script
 from eval import run_program
 
 SANDBOXES = ("bwrap", "unshare")  # the first that works is taken
@@ -148,7 +148,7 @@ def passes(program: str, sandbox: str, *, seconds: float | None = None) -> bool:
                         and _next(pipe, seconds + _GRACE, len(marker) + 1) == marker)
             finally:
                 _end(process)
-                process.beat()
+                beat()
 
 
 def _command(sandbox: str, result: int, seconds: float, folder: str) -> list[str]:
