@@ -4,7 +4,8 @@ from pathlib import Path
 
 from adg.base.errors import InputError
 from adg.config import Config
-from adg.control_tokens import OBEY, control_strings, pattern_of
+from adg.control_tokens import OBEY, pattern_of
+from adg.models.control_strings import control_strings
 from adg.prompts import MARKERS
 
 

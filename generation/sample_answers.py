@@ -31,7 +31,7 @@ from adg.base.errors import InputError
 from adg.config import Config
 from adg.models import folders
 from adg.pipeline import earlier, planning, stage_run
-from adg.pipeline.checks import check_bins, check_budget, note_on_two_answers
+from adg.pipeline.checks import check_bins, check_budget
 from adg.pipeline.command import parse_command
 from adg.prompts import Prompter
 from adg.records import Pool
@@ -87,7 +87,7 @@ def main() -> None:
     if unused:
         distributed.say(f"[sample] note: the model's generation_config.json asks for {unused}, "
                         f"which is not done: the section generation decides")
-    if note := note_on_two_answers(config, config.generation.num_answers):
+    if note := config.selection.note(config.generation.num_answers):
         distributed.say(f"[sample] note: {note}")
     run.start(follow=lambda: earlier.set_aside(run.folder, unfit()))
     mine = distributed.my_share(distributed.agreed("chunks to do", missing))

@@ -3,7 +3,10 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from adg.base.paths import from_root
 from adg.config import PATH_KEYS, TUNING_KEYS, Config, flatten
@@ -54,13 +57,6 @@ class Stage:
 
 def _in(section: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{section}.{name}" for name in names)
-
-
-def _select_reads(c: Config) -> list[str]:
-    window = c.selection.window
-    grams = "answer_grams/" if window is None else f"window_grams/{window}/"
-    return ["pool.jsonl", *(grams if path == "answer_grams/" else path
-                            for path in _of_measure(c.selection.facts().inputs, c))]
 
 
 def _of_measure(paths: tuple[str, ...], c: Config) -> list[str]:
@@ -128,7 +124,7 @@ STAGES = {
         "adg.score_and_select", name=lambda c: c.selection.name,
         keys=("seed", "selection.method", "selection.budget"),
         method_keys=lambda c: c.selection.facts().keys,
-        reads=_select_reads,
+        reads=lambda c: ["pool.jsonl", *_of_measure(c.selection.facts().inputs, c)],
         reads_if_present=lambda c: _of_measure(c.selection.facts().optional_inputs, c),
         writes=lambda c: [f"subsets/{c.selection.name}/{file}" for file in _IN_SUBSETS],
         check=checks.check_method_files, check_pool=checks.check_budget, outlook=outlook.of_choice,
@@ -194,12 +190,18 @@ def producer_of(artefact: str, config: Config) -> str | None:
     return next((name for name, stage in STAGES.items() if artefact in stage.writes(config)), None)
 
 
-def maker_of(artefact: str, config: Config) -> str | None:
-    """The stage that writes an artefact, maybe under another configuration; None for a source."""
-    top = artefact.partition("/")[0]
-    return producer_of(artefact, config) or next(
-        (name for name, stage in STAGES.items()
-         if any(path.partition("/")[0] == top for path in stage.writes(config))), None)
+# Of any configuration: every name is a pattern
+_ANY: Any = SimpleNamespace(
+    selection=SimpleNamespace(name="*", measure="*",
+                              facts=lambda: SimpleNamespace(measures=lambda: True)),
+    train=SimpleNamespace(name="*"), eval=SimpleNamespace(name="*", benchmarks=["*"]),
+    embedding=SimpleNamespace(windows=["*"]), compares_with_benchmarks=lambda: True)
+
+
+def maker_of(artefact: str) -> str | None:
+    """The stage that writes an artefact, under whatever configuration; None for a source."""
+    return next((name for name, stage in STAGES.items()
+                 if any(fnmatch(artefact, pattern) for pattern in stage.writes(_ANY))), None)
 
 
 def parameters_of(name: str, config: Config) -> dict[str, object]:

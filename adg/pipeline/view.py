@@ -120,7 +120,7 @@ class StageView:
 
     def _missing(self, name: str) -> str:
         return (f"{self.name} needs {self.folder}/{name}, which is missing: run "
-                f"{maker_of(name, self.config)} first")
+                f"{maker_of(name)} first")
 
     def present(self, record: dict | None) -> Present:
         """What there is of the stage, to be judged by its record."""

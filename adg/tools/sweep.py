@@ -21,7 +21,7 @@ from adg import score_and_select
 from adg.base.distributed import say
 from adg.base.errors import InputError
 from adg.base.process import run_script
-from adg.config import Config, describe_keys, load_config, no_key
+from adg.config import Config, describe_keys, load_config, unknown_key
 from adg.pipeline import processes
 from adg.pipeline.command import Command
 from adg.pipeline.stages import STAGES
@@ -61,7 +61,7 @@ def read_values(text: str) -> list[tuple[str, str]]:
     """[(key, value), ...] of one --over; InputError where the key is none of a selection."""
     key, _, values = text.partition("=")
     if key not in {name for name, *_ in describe_keys()}:
-        raise InputError(f"--over {no_key(key)}")
+        raise InputError(f"--over {unknown_key(key)}")
     if not key.startswith("selection.") or key == "selection.name":
         raise InputError(f"--over {key}: no key of selection; a sweep chooses anew from what is "
                          f"stored, so other keys need a run folder of their own")

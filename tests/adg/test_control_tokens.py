@@ -12,7 +12,8 @@ from conftest import RECORDS
 
 from adg.base.errors import InputError
 from adg.config import GenerationConfig
-from adg.control_tokens import ControlTokens, control_strings, control_tokens_of, pattern_of
+from adg.control_tokens import ControlTokens, control_tokens_of, pattern_of
+from adg.models.control_strings import control_strings
 from adg.models.folders import load_tokenizer
 from adg.prompts import Prompter, fill
 

@@ -14,7 +14,8 @@ from conftest import RECORDS
 
 from adg.base import artifacts
 from adg.base.errors import InputError
-from adg.config import POOL_SCHEMAS, load_config
+from adg.config import load_config
+from adg.config_sections import POOL_SCHEMAS
 from generation import prepare_pool, schemas, sources, text_files
 
 GOOD = [{"id": f"g{i}", "instruction": f"Say {i}.", "output": f"{i}, é"} for i in range(3)]
