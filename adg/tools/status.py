@@ -52,10 +52,10 @@ def judge(name: str, config: Config, *, is_first: bool) -> Verdict:
     """
     view = StageView(name, config)
     verdict = view.judge()
-    if verdict.kind in (Kind.RUN, Kind.REDO, Kind.EXTEND):
+    if verdict.kind not in (Kind.DONE, Kind.REFUSE):
         try:
             view.stage.check(config)
-            if is_first:
+            if is_first and verdict.kind is not Kind.WAIT:
                 view.check_inputs()
         except InputError as error:
             return Verdict(Kind.REFUSE, str(error))
