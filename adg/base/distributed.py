@@ -155,7 +155,7 @@ def device() -> str:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """A process group of all ranks on the processor, gone afterwards; nothing with one rank."""
+    """A process group of all ranks on the CPU, gone afterwards; nothing with one rank."""
     if world_size() == 1:
         yield
         return

@@ -211,11 +211,12 @@ def describe_scores(columns: dict[str, np.ndarray], score: Score) -> dict:
             name: float(np.mean((term - term.mean()) * (known["score"] - known["score"].mean()))
                         / variance) if variance > 0 else None for name, term in terms.items()},
             } if is_sum else {}),
-        "correlation": {f"{a}-{b}": _correlation(known[a], known[b]) for a, b in pairs},
+        "correlation": {f"{a}-{b}": correlation(known[a], known[b]) for a, b in pairs},
     }
 
 
-def _correlation(left: np.ndarray, right: np.ndarray) -> float | None:
+def correlation(left: np.ndarray, right: np.ndarray) -> float | None:
+    """Pearson's correlation, of ranks Spearman's; None where there is none."""
     if len(left) < 2 or left.std() == 0 or right.std() == 0:
         return None
     return float(np.corrcoef(left, right)[0, 1])

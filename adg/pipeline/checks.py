@@ -12,8 +12,9 @@ from adg.benchmarks import code_benchmarks
 from adg.config import Config
 from adg.config_sections import REPORTERS
 from adg.methods.method import at_most
-from adg.models.folders import describe, source_of
+from adg.models.folders import source_of
 from adg.models.layers import windows_of
+from adg.models.loading import LocalModel
 from adg.pipeline.sources import model_key, model_of, value_of
 
 
@@ -85,7 +86,7 @@ def check_layers(config: Config) -> None:
     """
     source = source_of(config.model.name_or_path)
     if source.is_dir():
-        described = describe(source, trust_remote_code=config.model.trust_remote_code)
+        described = LocalModel(source, config.model.trust_remote_code).described
         windows_of(config.embedding, described.num_hidden_layers)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from adg.answer_vectors import num_bytes
 from adg.base.units import space
 from adg.config import Config
-from adg.models.folders import describe, source_of
+from adg.models.folders import source_of
+from adg.models.loading import LocalModel
 
 
 def of_vectors(config: Config, num_records: int) -> list[str]:
@@ -19,7 +20,7 @@ def of_vectors(config: Config, num_records: int) -> list[str]:
     lines = [f"{num_records:,} instructions, {answers:,} answers"]
     source = source_of(config.model.name_or_path)
     if source.is_dir():
-        width = describe(source, trust_remote_code=config.model.trust_remote_code).hidden_size
+        width = LocalModel(source, config.model.trust_remote_code).described.hidden_size
         needed = 4 * num_records * width + num_bytes(num_records, width, config)
         lines.append(f"disk: {space(needed, Path(config.output_dir))}")
     return lines

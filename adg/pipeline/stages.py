@@ -10,6 +10,7 @@ from typing import Any
 
 from adg.base.paths import from_root
 from adg.config import PATH_KEYS, TUNING_KEYS, Config, flatten
+from adg.methods.method import EVERY
 from adg.pipeline import checks, outlook
 from adg.prompts import read_template
 
@@ -122,7 +123,7 @@ STAGES = {
     ),
     "select": Stage(
         "adg.score_and_select", name=lambda c: c.selection.name,
-        keys=("seed", "selection.method", "selection.budget"),
+        keys=EVERY,
         method_keys=lambda c: c.selection.facts().keys,
         reads=lambda c: ["pool.jsonl", *_of_measure(c.selection.facts().inputs, c)],
         reads_if_present=lambda c: _of_measure(c.selection.facts().optional_inputs, c),

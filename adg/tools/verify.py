@@ -66,7 +66,7 @@ def _changed(run: Path, identities: Identities, name: str, written: dict | None,
     if written is None or now == written:
         return
     if now is None:
-        yield f"{name} is not there any more; {label} wrote it"
+        yield f"{name} not found; {label} wrote it"
         return
     before = HashCache(run / "provenance" / "sha256.json").known()
     own = {path for path in before if Path(path).is_relative_to(run / name)}

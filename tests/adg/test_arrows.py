@@ -1,4 +1,4 @@
-"""The house's arrows: adg imports no other folder, no stage another, heavy libraries wait; and inside
+"""The house's arrows: adg imports no other folder, no stage another, heavy libraries wait. Inside
 adg the base knows nothing above it, methods and models know neither configuration nor pipeline."""
 
 import ast
@@ -33,7 +33,13 @@ ROOMS = {
     "tools": {*_BELOW_METHODS, "methods", "configuration", "pipeline", "stages"},
 }
 NOT_YET: set[tuple[str, str]] = {  # arrows that still point the wrong way
-    ("", "")
+    ("adg.answer_vectors", "adg.config"),
+    ("adg.card", "adg.config"),
+    ("adg.card", "adg.methods.method"),
+    ("adg.card", "adg.pipeline.sources"),
+    ("adg.models.batching", "adg.config"),
+    ("adg.models.layers", "adg.config"),
+    ("adg.models.vllm_options", "adg.config"),
 }
 
 
@@ -63,8 +69,7 @@ def room_of(module: str) -> str:
         return name
     if module in {stage.module for stage in STAGES.values()}:
         return "stages"
-    return "configuration" if name.split("_")[0] in ("config", "selection") and name != (
-        "selection") else "method"
+    return "configuration" if name.startswith("config") or name == "selection_config" else "method"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -63,7 +63,7 @@ def put_other_grams(run: Path) -> None:
     (swap_pool, "pool.jsonl is not what prepare wrote"),
     (put_other_grams, "answer_grams/ is not what embed wrote (3 file(s) then, 3 now; 00001.npy "
                       "changed)"),
-    (lambda run: (run / "bins.npy").unlink(), "bins.npy is not there any more; cluster wrote it"),
+    (lambda run: (run / "bins.npy").unlink(), "bins.npy not found; cluster wrote it"),
 ])
 def test_what_was_touched_is_named(run: Path, change, expected: str):
     change(run)

@@ -283,7 +283,7 @@ def test_settings_that_cannot_be_are_refused_by_name(config_file, override: str,
 def test_a_missing_file_is_named_before_the_first_stage(config_file):
     config = load_config(config_file(), ["selection.method=mig",
                                          "selection.mig.tag_vectors=gone.npy"])
-    with pytest.raises(InputError, match="selection.mig.tag_vectors: gone.npy is not there"):
+    with pytest.raises(InputError, match="selection.mig.tag_vectors: gone.npy not found"):
         check_ahead(["prepare", "select"], config)
 
 
