@@ -24,13 +24,15 @@ import numpy as np
 
 from adg import card
 from adg.base import arrays, artifacts
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
+from adg.base.process import run_script
 from adg.config import Config
 from adg.methods import METHODS
 from adg.methods.method import Choice, Task, Told, words
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from adg.pipeline.command import Command, parse_command
-from adg.pipeline.stages import inputs_of, model_of
+from adg.pipeline.sources import model_of
+from adg.pipeline.stages import inputs_of
 from adg.records import SUBSET_FIELDS, Answers, Pool, subset_names
 
 _LISTED = 10  # unscored records that are named
@@ -43,7 +45,7 @@ def main() -> None:
 def select(command: Command) -> None:
     """Run the stage with a parsed command line, also from another module."""
     config = command.config
-    run = provenance.begin("select", config, overwrite=command.overwrite,
+    run = stage_run.begin("select", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return
@@ -68,7 +70,7 @@ def select(command: Command) -> None:
     run.finish(records=len(pool), **choice.report, unscored_ids=unscored_ids, subset_sizes=sizes)
 
 
-def plan(run: provenance.StageRun, pool: Pool) -> None:
+def plan(run: stage_run.StageRun, pool: Pool) -> None:
     """Report how many records there are and the disk that is needed, for --dry-run."""
     selection, num_records = run.config.selection, len(pool)
     budget = 3 * selection.budget if selection.facts().heeds_budget else num_records
@@ -86,7 +88,7 @@ def task_of(config: Config, pool: Pool) -> Task:
                 folder / "measures" / selection.measure if selection.measure else None)
 
 
-def answers_of(run: provenance.StageRun, pool: Pool) -> Answers | None:
+def answers_of(run: stage_run.StageRun, pool: Pool) -> Answers | None:
     """The answers that are copied into the subsets; None where the method reads none.
 
     InputError where answers or Grams were made elsewhere, and some row of the answers is another
@@ -144,7 +146,7 @@ def write_card(folder: Path, config: Config, choice: Choice, sizes: dict[str, in
     num_records = len(choice.columns["score"])
     selection, pool, facts = config.selection, config.pool, config.selection.facts()
     how = facts.about(Told(
-        selection.settings(), config.generation, provenance.StageRun("cluster", config).num_bins,
+        selection.settings(), config.generation, stage_run.StageRun("cluster", config).num_bins,
         [card.public(model_of(name, config)) for name in facts.models]))
     subject = card.Subject(
         selection.name, how, pool.path if pool.on_hub() else Path(pool.path).name, num_records,

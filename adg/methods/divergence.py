@@ -208,7 +208,7 @@ def describe_scores(columns: dict[str, np.ndarray], score: Score) -> dict:
                                      strict=True)) for name, own in values.items()},
         **({"variance_share": {name: _variance_share(term, values["score"])
                                for name, term in terms.items()}} if is_sum else {}),
-        "correlation": {f"{a}-{b}": _correlation(values[a], values[b]) for a, b in pairs},
+        "correlation": {f"{a}-{b}": correlation(values[a], values[b]) for a, b in pairs},
     }
 
 
@@ -218,7 +218,8 @@ def _variance_share(term: np.ndarray, score: np.ndarray) -> float | None:
     return float(np.mean((term - term.mean()) * (score - score.mean())) / variance)
 
 
-def _correlation(left: np.ndarray, right: np.ndarray) -> float | None:
+def correlation(left: np.ndarray, right: np.ndarray) -> float | None:
+    """Pearson's correlation, of ranks Spearman's; None where there is none."""
     if len(left) < 2 or left.std() == 0 or right.std() == 0:
         return None
     return float(np.corrcoef(left, right)[0, 1])
