@@ -79,12 +79,12 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_wherever_a_model_is_put(config_
         f"1 GPU(s) are listed (nvidia-smi, CUDA_VISIBLE_DEVICES), but torch {torch.__version__} "
         f"cannot use them: The NVIDIA driver on your system is too old (found version 12020). It "
         f"needs NVIDIA driver 580 or newer")
-    read = AutoModelForCausalLM, tiny_model, "float32", config
+    source, read = loading.LocalModel(tiny_model), (AutoModelForCausalLM, "float32")
     for start in (distributed.device, finetune.prepare_environment,
-                  lambda: loading.check_room(*read), lambda: loading.load_on_device(*read),
+                  lambda: source.check_room(*read), lambda: source.load(*read),
                   lambda: engine_options(config, own_process=True),
-                  lambda: VllmSampler(loading.LocalModel(tiny_model), config),
-                  lambda: TransformersSampler(loading.LocalModel(tiny_model), config)):
+                  lambda: VllmSampler(source, config),
+                  lambda: TransformersSampler(source, config)):
         with pytest.raises(InputError, match=said):
             start()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
