@@ -41,7 +41,7 @@ class DivergenceConfig:
                                          "0: D alone, 1: I alone", least=0, most=1,
                                    compared=False)
     score: str = key("divergence", "adg: which function of adg.geometry.SCORES makes the score of "
-                                   "D, I and lambda", choices=SCORES)
+                                   "D, I and lambda", choices=SCORES, compared=False)
 
 
 def choose_by_divergence(task: Task) -> Choice:

@@ -244,13 +244,6 @@ def describe(folder: Path, *, trust_remote_code: bool) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
 
 
-def num_weights(folder: Path, *, trust_remote_code: bool) -> int:
-    """As LocalModel.num_weights."""
-    from adg.models.loading import LocalModel
-
-    return LocalModel(folder, trust_remote_code).num_weights()
-
-
 def load_tokenizer(folder: Path | str, *, trust_remote_code: bool,
                    revision: str | None = None) -> Any:
     """The model's tokenizer: of a folder, or of a hub's model, of which nothing else is fetched."""

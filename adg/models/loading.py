@@ -5,14 +5,11 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adg.base import distributed
 from adg.base.errors import InputError
 from adg.models import folders
-
-if TYPE_CHECKING:
-    from adg.config import Config
 
 _GIB = 2**30
 _ROOM = 0.95  # share of a device's free memory that weights may take
@@ -35,6 +32,24 @@ class LocalModel:
         return self._config().get_text_config()
 
     @property
+    def max_positions(self) -> int:
+        """Tokens that the model was made for; without a stated limit, more than any text has."""
+        return max_positions(self.described)
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return folders.load_tokenizer(self.folder, trust_remote_code=self.trust_remote_code)
+
+    def num_weights(self) -> int:
+        """Weights of the model with its head; nothing is loaded."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                self._config(), trust_remote_code=self.trust_remote_code)
+        return sum(weight.numel() for weight in model.parameters())
+
     def max_positions(self) -> int:
         """Tokens that the model was made for; without a stated limit, more than any text has."""
         return max_positions(self.described)

@@ -8,23 +8,17 @@ from pathlib import Path
 
 from adg.base.errors import InputError
 from adg.base.paths import looked_in
+from adg.benchmarks import code_benchmarks
 from adg.config import Config
 from adg.config_sections import REPORTERS
 from adg.methods.method import at_most
 from adg.models.folders import describe, source_of
 from adg.models.layers import windows_of
 
-CODE_BENCHMARKS = ("mbpp", "humaneval")  # run programs that the model writes
-
-
-def code_benchmarks(config: Config) -> list[str]:
-    """The benchmarks of the configuration that run programs that the model writes."""
-    return [name for name in config.eval.benchmarks if name in CODE_BENCHMARKS]
-
 
 def check_consent(config: Config) -> None:
     """InputError where a benchmark runs the model's programs and nobody has allowed that."""
-    names = code_benchmarks(config)
+    names = code_benchmarks(config.eval.benchmarks)
     if names and not config.eval.allow_code_execution:
         raise InputError(f"eval.allow_code_execution is false, but {' and '.join(names)} run "
                          f"programs that the model writes: set it to true, or take them out of "
@@ -33,7 +27,7 @@ def check_consent(config: Config) -> None:
 
 def check_sandbox(config: Config) -> None:
     """InputError where programs must run in a sandbox and none works on this machine."""
-    if code_benchmarks(config) and config.eval.sandbox == "require":
+    if code_benchmarks(config.eval.benchmarks) and config.eval.sandbox == "require":
         probe = subprocess.run([sys.executable, "-m", "eval.programs", "require"], check=False,
                                capture_output=True, text=True)
         if probe.returncode:
