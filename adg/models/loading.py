@@ -50,24 +50,6 @@ class LocalModel:
                 self._config(), trust_remote_code=self.trust_remote_code)
         return sum(weight.numel() for weight in model.parameters())
 
-    def max_positions(self) -> int:
-        """Tokens that the model was made for; without a stated limit, more than any text has."""
-        return max_positions(self.described)
-
-    def tokenizer(self) -> Any:
-        """The model's tokenizer."""
-        return folders.load_tokenizer(self.folder, trust_remote_code=self.trust_remote_code)
-
-    def num_weights(self) -> int:
-        """Weights of the model with its head; nothing is loaded."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                self._config(), trust_remote_code=self.trust_remote_code)
-        return sum(weight.numel() for weight in model.parameters())
-
     def check_room(self, kind: Any, dtype: str, *, gpus: int = 1) -> None:
         """InputError where the weights cannot fit this rank's memory; nothing is loaded."""
         import torch
@@ -106,17 +88,6 @@ class LocalModel:
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
-
-
-def check_room(kind: Any, folder: Path, dtype: str, config: "Config") -> None:
-    """As LocalModel.check_room."""
-    LocalModel(folder, config.model.trust_remote_code).check_room(
-        kind, dtype, gpus=config.embedding.gpus_per_model)
-
-
-def load_on_device(kind: Any, folder: Path, dtype: str, config: "Config") -> Any:
-    """As LocalModel.load, on one device."""
-    return LocalModel(folder, config.model.trust_remote_code).load(kind, dtype)
 
 
 def max_positions(described: Any) -> int:
