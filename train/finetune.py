@@ -119,7 +119,7 @@ def train(trainer: Any, checkpoint: Path | None, work: Path) -> Any:
     from accelerate.utils.memory import should_reduce_batch_size
 
     try:
-        with folders.saving(work):
+        with saving(work):
             return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (OSError, InputError):
         remove_partial_checkpoints(work)
@@ -163,7 +163,7 @@ def save_model(trainer: Any, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     trainer.model.config.use_cache = True
-    with folders.saving(folder, aside):
+    with saving(folder, aside):
         trainer.save_model(str(aside))
         trainer.accelerator.wait_for_everyone()
         if distributed.rank() == 0:
