@@ -116,8 +116,8 @@ def _memory(gpus: int) -> dict[int | str, int]:
     import torch
 
     if distributed.on_gpu():
-        own = distributed.own_gpus(gpus, torch.cuda.device_count(), "embedding.gpus_per_model")
-        return {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in own}
+        mine = distributed.own_gpus(gpus, torch.cuda.device_count(), "embedding.gpus_per_model")
+        return {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in mine}
     if gpus > 1:
         raise InputError(f"embedding.gpus_per_model is {gpus}, but this machine has no GPU")
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -53,14 +53,14 @@ STAGES = {
     ),
     "sample": Stage(
         "generation.sample_answers", parallel=True, dear=True,
-        grows=("generation.num_answers", "pool.jsonl"), follows=("pool.jsonl",),
+        grows=("pool.jsonl",), follows=("pool.jsonl",),
         keys=("seed", "chunk_size", "model.dtype", "model.trust_remote_code", "generation"),
         inputs=("pool.jsonl", "model"), outputs=("answers/",),
         work=("check_answers/", "earlier/answers/", "earlier/keys/"),
     ),
     "embed": Stage(
         "embedding.embed", parallel=True, dear=True,
-        grows=("generation.num_answers", "pool.jsonl", "answers/"), follows=("pool.jsonl",),
+        grows=("pool.jsonl", "answers/"), follows=("pool.jsonl",),
         keys=("chunk_size", "model.dtype", "model.trust_remote_code", "embedding",
               *(f"generation.{key}" for key in (
                   "prompt", "prompt_file", "system_prompt", "max_prompt_tokens", "long_prompts",
