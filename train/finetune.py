@@ -23,6 +23,7 @@ from adg.base.errors import InputError
 from adg.config import Config
 from adg.models import folders
 from adg.models.loading import LocalModel
+from adg.models.saving import saving
 from adg.pipeline import stage_run
 from adg.pipeline.checks import check_reporting, read_sharding
 from adg.pipeline.command import parse_command
