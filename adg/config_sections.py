@@ -19,6 +19,7 @@ POOL_SCHEMAS = ("alpaca", "dolly", "sharegpt", "wizardlm", "messages", "self_ins
                 "prompt_completion", "prompt_response", "flan")
 SUBSETS = Subsets._fields
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+SANDBOX_CHOICES = ("auto", "require", "off")
 REPORTERS = {  # train.report_to: the packages of which one is needed
     "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",)}
 
@@ -238,4 +239,4 @@ class EvalConfig:
                                      + ", ".join(code_benchmarks(BENCHMARKS)))
     sandbox: str = key("auto", "where those programs run: auto (in a sandbox where one works here, "
                        "else with a warning), require (in a sandbox, or an error) or off (in none)",
-                       choices=("auto", "require", "off"))
+                       choices=SANDBOX_CHOICES)
