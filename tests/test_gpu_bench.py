@@ -124,7 +124,7 @@ def test_the_choice_of_measurements_follows_packages_weights_and_gpus(monkeypatc
     measurable = [part.setting for part in parts
                   if not any(lacking(need, config, 0, random=True) for need in part.needs)]
     assert measurable == ["GPUs, compilers, packages", "product of two matrices",
-                          "30 and 250 tokens", "plain loop without optimiser"]
+                          "30 tokens", "250 tokens", "plain loop without optimiser"]
     here.clear()
     assert "embed: torch is not installed" in left_out(parts, config)
     assert lacking("generation.no_such_key", config, 0, random=False) == (

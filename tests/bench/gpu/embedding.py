@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain, cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,15 +32,17 @@ def peak_parts() -> list[Part]:
 
 
 def parts() -> list[Part]:
-    return [Part("embed", "30 and 250 tokens", ("torch", "transformers"), 240, readings)]
+    return [Part("embed", f"{length} tokens", ("torch", "transformers"), 120,
+                 partial(readings, length)) for length in LENGTHS]
 
 
 def peak_readings(bench: Bench) -> Iterator[Reading]:
     yield Reading(*PEAK, bench.ask("embedding", "peak", {"size": bench.sizes.matrix}) / 1e12)
 
 
-def readings(bench: Bench) -> Iterator[Reading]:
-    for own in bench.ask("embedding", "embed", {"tokens": bench.sizes.answer_tokens}):
+def readings(length: int, bench: Bench) -> Iterator[Reading]:
+    for own in bench.ask("embedding", "embed", {"length": length,
+                                                "tokens": bench.sizes.answer_tokens}):
         setting, below = own["setting"], own["baseline"]
         if "skipped" in own:
             yield Reading("embed", setting, note=f"skipped: {own['skipped']}")
@@ -60,8 +63,8 @@ def peak(config: Config, *, size: int) -> float:
     return matmul_peak(where, size)
 
 
-def embed(config: Config, *, tokens: int) -> list[dict]:
-    """Each setting as `timed` has it; the model is loaded once."""
+def embed(config: Config, *, length: int, tokens: int) -> list[dict]:
+    """Each of WAYS as `timed` has it, for answers of `length` tokens; the model is loaded once."""
     from transformers import AutoModel
 
     from embedding import backbone
@@ -73,13 +76,11 @@ def embed(config: Config, *, tokens: int) -> list[dict]:
         else backbone.load(folder, config)
     windows = windows_of(config.embedding, model.config.get_text_config().num_hidden_layers)
     embedder = Embedder(model, windows, tokens_per_batch=budget(model, config))
-    able, found = (embedder.shares, getattr(embedder, "one_call", False)), []
-    for answer_length in LENGTHS:
-        rows, _ = encoder.answers(*stored(config, encoder.tokenizer, answer_length, tokens))
-        found += [{"setting": f"{answer_length} tokens, {name}",
-                   "baseline": f"{answer_length} tokens, {next(iter(WAYS))}",
-                   **timed(embedder, rows, way, able)} for name, way in WAYS.items()]
-    return found
+    able = embedder.shares, getattr(embedder, "one_call", False)
+    rows, _ = encoder.answers(*stored(config, encoder.tokenizer, length, tokens))
+    return [{"setting": f"{length} tokens, {name}",
+             "baseline": f"{length} tokens, {next(iter(WAYS))}",
+             **timed(embedder, rows, way, able)} for name, way in WAYS.items()]
 
 
 def timed(embedder: Any, rows: list, way: tuple[bool, bool], able: tuple[bool, bool]) -> dict:
