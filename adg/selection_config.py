@@ -105,7 +105,8 @@ class ZipConfig:
                                "picks (k2)")
     picks_per_round: int = key(100, "picks of a round (k3)")
     source: str | None = key(None, "what each record's text, which is compressed, names as its "
-                                    "source; null: the pool's file name without its ending")
+                                    "source; null: the pool's file name without its ending",
+                             compared=False)
 
     def __post_init__(self) -> None:
         one_of("selection.zip.recipe", self.recipe, ("intended", "released"))
@@ -214,19 +215,22 @@ class ScarConfig:
 class SelectionConfig:
     name: str | None = key(None, "folder under subsets/; null: the method's name")
     method: str = key("adg", "what chooses the records: " + ", ".join(FACTS) + " (longest: output "
-                              "in characters; all: the whole pool, whatever the budget)")
+                              "in characters; all: the whole pool, whatever the budget)",
+                      compared=False)
     measure: str | None = key(None, "folder under measures/ of a method that measures; null: the "
                                      "method's name")
     window: str | None = key(None, "adg: which of embedding.windows scores; null: "
-                                    "embedding.layers")
+                                    "embedding.layers", compared=False)
     recipe: str = key("paper", "adg: how bins share the budget: paper (largest remainder, exact) "
-                                "or released (the release's quotas: other sizes than asked)")
-    budget: int = key(10000, "records in each subset")
-    seed: int | None = key(None, "random: of the draw; null: seed")
+                                "or released (the release's quotas: other sizes than asked)",
+                      compared=False)
+    budget: int = key(10000, "records in each subset", compared=False)
+    seed: int | None = key(None, "random: of the draw; null: seed", compared=False)
     num_answers: int | None = key(None, "adg: the first so many answers alone, as if no more had "
-                                        "been drawn; null: all of generation.num_answers")
+                                        "been drawn; null: all of generation.num_answers",
+                                   compared=False)
     anisotropy_weight: float = key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
-                                         "0: D alone, 1: I alone")
+                                         "0: D alone, 1: I alone", compared=False)
     ifd: IfdConfig = field(default_factory=IfdConfig)
     pre_experience: PreExperienceConfig = field(default_factory=PreExperienceConfig)
     superfiltering: SuperfilteringConfig = field(default_factory=SuperfilteringConfig)

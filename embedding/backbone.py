@@ -6,7 +6,7 @@ from typing import Any
 
 from adg.config import Config
 from adg.models import folders, loading
-from adg.models.batching import budget
+from adg.models.batches import budget
 from adg.models.layers import windows_of
 from adg.models.loading import max_positions
 from embedding.forward import Embedder
@@ -28,7 +28,8 @@ def load(folder: Path, config: Config) -> Any:
     """The model in evaluation mode; over several GPUs with embedding.gpus_per_model."""
     from transformers import AutoModel
 
-    return loading.load(AutoModel, folder, config.embedding_dtype(), config)
+    return loading.LocalModel(folder, config.model.trust_remote_code).load(
+        AutoModel, config.embedding_dtype(), gpus=config.embedding.gpus_per_model)
 
 
 def load_encoder(folder: Path, config: Config) -> Encoder:
@@ -45,7 +46,7 @@ def load_embedder(folder: Path, config: Config) -> Embedder:
     return Embedder(
         model, windows_of(config.embedding, model.config.get_text_config().num_hidden_layers),
         share_prompts=config.embedding.share_prompts,
-        tokens_per_batch=budget(model, config))
+        tokens_per_batch=budget(model, config.embedding.tokens_per_batch))
 
 
 def describe(folder: Path, config: Config) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from adg.base import distributed, watchdog
 from adg.base.errors import InputError
-from adg.models.batching import plan_batches, within_memory
+from adg.models.batches import plan_batches, within_memory
 from embedding import shared_prompts
 from embedding.pooling import LayerWindows
 from embedding.sequences import Row

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from adg.base.errors import InputError
 from adg.base.paths import ROOT
-from adg.config import flatten, load_config
+from adg.config import NOT_COMPARED_KEYS, flatten, load_config
 from adg.method_facts import FACTS
 from adg.pipeline.history import read_records
 from adg.pipeline.stages import OUTSIDE
@@ -25,16 +25,7 @@ COLUMNS = {name: benchmark.title for name, benchmark in BENCHMARKS.items()} | {
     group: group for group in (*GROUPS, "Average")}  # {key: title}
 _BUDGET = 10_000
 _RECIPE = ROOT / "configs" / "base" / "paper.yaml"
-# What a row shows in its own columns, and what changes no result by more than rounding
 _SEEDS = ("selection.seed", "train.seed", "seed")  # a stage's own goes before that of all
-_NOT_COMPARED = frozenset((
-    *_SEEDS, "chunk_size", "model.trust_remote_code", "selection.method", "selection.budget",
-    "selection.recipe", "selection.window", "selection.num_answers", "selection.anisotropy_weight",
-    "selection.zip.source", "embedding.recipe", "embedding.layers", "embedding.windows",
-    "embedding.source", "embedding.keep_answer_embeddings", "generation.num_answers",
-    "generation.keep_token_ids", "generation.batch_invariant", "train.subset",
-    "train.model_name_or_path", "train.deepspeed", "eval.limit", "eval.backend", "pool.schema",
-    "pool.fields", "pool.split", "pool.revision", "pool.max_rejected"))
 # Inputs that the seeds of one cell share: models, and the pool, which prepare need not have made
 _SOURCES = frozenset(("pool.jsonl", *OUTSIDE)) - {"train.deepspeed", "eval.data_dir"}
 
@@ -233,7 +224,7 @@ def _differences(behind: list[dict[str, Any]], recipe: dict[str, Any]) -> tuple[
     if "generation.top_p" in found:
         found.setdefault("generation.top_k", None)  # answers drawn before there was that key
     return tuple(f"{key} {_shown(value)} ({_shown(recipe[key])})" for key, value in found.items()
-                 if key in recipe and key not in _NOT_COMPARED and value != recipe[key])
+                 if key in recipe and key not in NOT_COMPARED_KEYS and value != recipe[key])
 
 
 def _shown(value: Any) -> str:

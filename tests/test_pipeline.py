@@ -283,7 +283,7 @@ def test_paths_lead_from_where_the_user_stands_then_from_the_repository(
         missing = run("my first.yaml", "output_dir=other", wrong)
         assert missing.stderr == f"error: {key} is not there (looked in {folder} and {ROOT})\n"
     missing = run("none.yaml")
-    assert missing.stderr == (f"error: none.yaml: there is no such configuration file (looked in "
+    assert missing.stderr == (f"error: none.yaml: configuration file not found (looked in "
                               f"{folder} and {ROOT})\n")
 
 
@@ -301,7 +301,7 @@ def test_help_says_the_stages_and_the_keys_of_one_section(stage, capsys):
     keys = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")
             and line[2] != " "]
     assert len(keys) > 10 and all(key.startswith("  generation.") for key in keys)
-    with pytest.raises(InputError, match="genration is no section of the configuration: model,"):
+    with pytest.raises(InputError, match="unknown section genration; the sections are model,"):
         stage(pipeline_module, "--help", "genration")
     with pytest.raises(SystemExit, match="2"):
         stage(pipeline_module)

@@ -24,7 +24,7 @@ from adg.base.errors import InputError
 from adg.config import Config
 from adg.models import folders
 from adg.pipeline import planning, provenance
-from adg.pipeline.checks import read_sharding
+from adg.pipeline.checks import check_reporting, read_sharding
 from adg.pipeline.command import parse_command
 from adg.pipeline.stages import model_of
 from adg.prompts import Prompter
@@ -44,6 +44,7 @@ def main() -> None:
     command = parse_command(__doc__)
     config = command.config
     sharding = read_sharding(config)
+    check_reporting(config)
     run = provenance.begin("finetune", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:

@@ -18,10 +18,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from adg.base import distributed
 from adg.config import Config
+from adg.config_sections import SCHEDULES
 from train.batches import Order, passes
 from train.data import NOTHING, collate
-
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 class OrderedTrainer(Trainer):
@@ -59,13 +58,14 @@ def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path
         output_dir=str(work), num_train_epochs=1, seed=config.train_seed(),
         per_device_train_batch_size=-(-settings.batch_size // (order.ranks * accumulated)),
         gradient_accumulation_steps=accumulated, learning_rate=settings.learning_rate,
-        lr_scheduler_type=_SCHEDULES[settings.lr_scheduler], weight_decay=settings.weight_decay,
+        lr_scheduler_type=SCHEDULES[settings.lr_scheduler], weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup_ratio,  # below 1 it is a share of the steps
         bf16=config.model.dtype == "bfloat16", fp16=config.model.dtype == "float16",
         gradient_checkpointing=settings.gradient_checkpointing, deepspeed=sharding,
         logging_steps=1, logging_nan_inf_filter=False,
         save_strategy="no",  # a callback asks for checkpoints
-        save_total_limit=settings.keep_checkpoints, report_to="none", remove_unused_columns=False,
+        save_total_limit=settings.keep_checkpoints, remove_unused_columns=False,
+        report_to=list(settings.report_to), run_name=config.train.name,
         use_cpu=not distributed.on_gpu(), disable_tqdm=True,
     )
     deepspeed.init_distributed(verbose=False)  # before ZeRO-3 cuts the model by ranks as it loads

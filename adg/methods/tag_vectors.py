@@ -47,7 +47,7 @@ def encode(tags: list[str], config: Config) -> np.ndarray:
     model = loading.load_on_device(AutoModel, folder, config.model.dtype, config)
     rows = with_end(tokenizer, tags, config.generation.control_tokens)
     batcher = Batcher(lambda batch: _last_states(model, batch), budget(model, config))
-    vectors = np.array(batcher.read(rows, list(map(len, rows))), dtype=np.float32).reshape(
+    vectors = np.array(batcher.read(rows), dtype=np.float32).reshape(
         len(tags), model.config.get_text_config().hidden_size)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

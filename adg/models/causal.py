@@ -12,9 +12,9 @@ import numpy as np
 from adg.base.errors import InputError
 from adg.config import Config
 from adg.control_tokens import ControlTokens
-from adg.models import folders, loading
-from adg.models.batches import Batcher
-from adg.models.batching import budget
+from adg.models import folders
+from adg.models.batches import Batcher, budget, padded
+from adg.models.loading import LocalModel
 from adg.pipeline.stages import model_of
 
 _POSITIONS = 1024  # whose logits are in float32 at once
@@ -49,58 +49,52 @@ class CausalModel:
                  vectors: bool = False, control_tokens: str | None = None) -> None:
         self.model, self.tokenizer, self._vectors = model, tokenizer, vectors
         self.control_tokens = ControlTokens(tokenizer, control_tokens)
-        self.batcher = Batcher(self._forward, tokens_per_batch)
+        self.batcher = Batcher(self._forward, tokens_per_batch,
+                               length=lambda text: len(text.ids))
         self._wanted: Any = None  # positions [P] of a flattened batch
         self._states: Any = None  # [S, T, H] of a batch
         model.get_output_embeddings().register_forward_pre_hook(self._keep_wanted)
 
     def ids(self, texts: list[str], limits: Sequence[int] | None = None) -> list[list[int]]:
         """Token ids of each text with the tokenizer's special tokens, cut to its limit."""
-        found = self.control_tokens.encode(texts)["input_ids"] if texts else []
+        rows = self.control_tokens.encode(texts)["input_ids"] if texts else []
         for i, limit in enumerate(limits or ()):
-            if len(found[i]) > limit:
-                found[i], = self.control_tokens.encode([texts[i]], truncation=True,
-                                                       max_length=limit)["input_ids"]
-        return found
+            if len(rows[i]) > limit:
+                rows[i], = self.control_tokens.encode([texts[i]], truncation=True,
+                                                      max_length=limit)["input_ids"]
+        return rows
 
     def losses(self, texts: list[Text]) -> list[float | None]:
-        """The mean loss of each text's scored tokens, in nats; None: there is no such token."""
-        return [own and own.loss for own in self.read(texts)]
+        """The mean loss of each text's scored tokens, in nats; None where no token is scored."""
+        return [reading and reading.loss for reading in self.read(texts)]
 
     def read(self, texts: list[Text]) -> list[Reading | None]:
         """A reading of each text; None where no token is scored.
 
-        InputError where a loss is no finite number.
+        InputError where a loss is NaN or infinite.
         """
-        chosen = [i for i, text in enumerate(texts) if text.num_scored()]
-        readings = self.batcher.read([texts[i] for i in chosen],
-                                     [len(texts[i].ids) for i in chosen])
-        if not np.isfinite([own.loss for own in readings]).all():
-            raise InputError("a text's loss is no finite number: use bfloat16 or float32 weights")
-        found: list[Reading | None] = [None] * len(texts)
-        for i, own in zip(chosen, readings, strict=True):
-            found[i] = own
-        return found
+        readings = self.batcher.read([text for text in texts if text.num_scored()])
+        if not np.isfinite([reading.loss for reading in readings]).all():
+            raise InputError("a text's loss is NaN or infinite: use bfloat16 or float32 weights")
+        in_order = iter(readings)
+        return [next(in_order) if text.num_scored() else None for text in texts]
 
     def _forward(self, batch: list[Text]) -> list[Reading]:
         """Padded on the right, where a causal model needs no mask."""
         import torch
 
-        longest = max(len(text.ids) for text in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        for row, text in enumerate(batch):
-            ids[row, : len(text.ids)] = torch.tensor(text.ids)
-        places = [torch.arange(max(1, text.start), len(text.ids)) + row * longest
+        ids = padded([text.ids for text in batch])                                      # [S, T]
+        places = [torch.arange(max(1, text.start), len(text.ids)) + row * ids.shape[1]
                   for row, text in enumerate(batch)]
         targets = torch.cat(places)
         with torch.inference_mode():
             self._wanted = targets - 1
             logits = self.model(input_ids=ids.to(self.model.device), use_cache=False).logits[0]
-            found = _negative_log_likelihoods(logits, ids.flatten()[targets])             # [P]
+            losses = _negative_log_likelihoods(logits, ids.flatten()[targets])            # [P]
             vectors = self._means(batch) if self._vectors else [None] * len(batch)
         self._states = None
-        return [Reading(own.mean().item(), vector) for own, vector in zip(
-            found.split([len(own) for own in places]), vectors, strict=True)]
+        return [Reading(scored.mean().item(), vector) for scored, vector in zip(
+            losses.split(list(map(len, places))), vectors, strict=True)]
 
     def _means(self, batch: list[Text]) -> np.ndarray:
         """Mean hidden states over the tokens of each text; float32 [S, H]."""
@@ -119,31 +113,40 @@ class CausalModel:
 
 
 def _negative_log_likelihoods(logits: Any, targets: Any) -> Any:
-    """Of targets [P] under logits [P, V]: float64 [P] on the processor."""
+    """Of targets [P] under logits [P, V]: float64 [P] on the CPU."""
     import torch
 
     return torch.cat([
-        torch.nn.functional.cross_entropy(own.float(), wanted.to(own.device), reduction="none")
+        torch.nn.functional.cross_entropy(part.float(), wanted.to(part.device), reduction="none")
         .double().cpu()
-        for own, wanted in zip(logits.split(_POSITIONS), targets.split(_POSITIONS), strict=True)])
+        for part, wanted in zip(logits.split(_POSITIONS), targets.split(_POSITIONS), strict=True)])
 
 
-def load_model(config: Config, dtype: str, max_length: int, key: str, *,
-               vectors: bool = False) -> CausalModel:
-    """The model that measures by the configured method, on this rank's device or GPUs.
+def load_causal(source: LocalModel, dtype: str, *, max_length: int, key: str, gpus: int = 1,
+                tokens_per_batch: int | None = None, vectors: bool = False,
+                control_tokens: str | None = None) -> CausalModel:
+    """The model in a folder, on this rank's device or over `gpus` of its GPUs.
 
     InputError where it takes fewer than max_length tokens, which configuration key `key` asks for.
     """
     from transformers import AutoModelForCausalLM
 
-    folder = folders.local_folder(model_of("measure.model", config), config.output_dir)
-    trust = config.model.trust_remote_code
-    longest = loading.max_positions(folders.describe(folder, trust_remote_code=trust))
-    if longest < max_length:
-        raise InputError(f"{key} is {max_length}, but {folder} takes {longest} tokens at most")
-    tokenizer = folders.load_tokenizer(folder, trust_remote_code=trust)
+    if source.max_positions < max_length:
+        raise InputError(f"{key} is {max_length}, but {source.folder} takes at most "
+                         f"{source.max_positions} tokens")
+    tokenizer = source.tokenizer()
     tokenizer.truncation_side = "right"
-    loading.check_room(AutoModelForCausalLM, folder, dtype, config)
-    model = loading.load(AutoModelForCausalLM, folder, dtype, config)
-    return CausalModel(model, tokenizer, tokens_per_batch=budget(model, config), vectors=vectors,
-                       control_tokens=config.generation.control_tokens)
+    source.check_room(AutoModelForCausalLM, dtype, gpus=gpus)
+    model = source.load(AutoModelForCausalLM, dtype, gpus=gpus)
+    return CausalModel(model, tokenizer, tokens_per_batch=budget(model, tokens_per_batch),
+                       vectors=vectors, control_tokens=control_tokens)
+
+
+def load_model(config: Config, dtype: str, max_length: int, key: str, *,
+               vectors: bool = False) -> CausalModel:
+    """As load_causal, for the model that measures by the configured method."""
+    folder = folders.local_folder(model_of("measure.model", config), config.output_dir)
+    return load_causal(
+        LocalModel(folder, config.model.trust_remote_code), dtype, max_length=max_length, key=key,
+        gpus=config.embedding.gpus_per_model, tokens_per_batch=config.embedding.tokens_per_batch,
+        vectors=vectors, control_tokens=config.generation.control_tokens)

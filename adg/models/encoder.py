@@ -12,9 +12,9 @@ import numpy as np
 
 from adg.config import Config
 from adg.control_tokens import ControlTokens
-from adg.models import folders, loading
-from adg.models.batches import Batcher
-from adg.models.batching import budget
+from adg.models import folders
+from adg.models.batches import Batcher, budget, padded
+from adg.models.loading import LocalModel, max_positions
 from adg.pipeline.stages import model_of
 
 _FIELDS = {"all": ("instruction", "input", "output"), "instruction": ("instruction",),
@@ -28,7 +28,7 @@ class TextEncoder:
                  control_tokens: str | None = None) -> None:
         self._model, self._fields = model, _FIELDS[fields]
         self._control_tokens = ControlTokens(tokenizer, control_tokens)
-        self._limit = min(tokenizer.model_max_length, loading.max_positions(model.config))
+        self._limit = min(tokenizer.model_max_length, max_positions(model.config))
         self._batcher = Batcher(self._forward, tokens_per_batch)
 
     def encode(self, records: list[dict]) -> list[np.ndarray]:
@@ -36,29 +36,34 @@ class TextEncoder:
         texts = ["\n".join(record[name] for name in self._fields) for record in records]
         ids = self._control_tokens.encode(texts, truncation=True,
                                           max_length=self._limit)["input_ids"]
-        return self._batcher.read(ids, [len(own) for own in ids])
+        return self._batcher.read(ids)
 
     def _forward(self, batch: list[list[int]]) -> np.ndarray:
         import torch
 
-        longest = max(map(len, batch))
-        ids, mask = (torch.zeros(len(batch), longest, dtype=torch.long) for _ in range(2))
-        for row, own in enumerate(batch):
-            ids[row, : len(own)], mask[row, : len(own)] = torch.tensor(own), 1
-        ids, mask = ids.to(self._model.device), mask.to(self._model.device)
+        ids, mask = (padded(rows).to(self._model.device)
+                     for rows in (batch, [[1] * len(ids) for ids in batch]))
         with torch.inference_mode():
             states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
             mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)        # [S, H]
             return torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
 
 
-def load_encoder(config: Config) -> TextEncoder:
-    """The encoder that selection.superfiltering.encoder names, in float32."""
+def load(source: LocalModel, fields: str, *, gpus: int = 1, tokens_per_batch: int | None = None,
+         control_tokens: str | None = None) -> TextEncoder:
+    """The encoder in a folder, in float32, on this rank's device or over `gpus` of its GPUs."""
     from transformers import AutoModel
 
+    model = source.load(AutoModel, "float32", gpus=gpus)
+    return TextEncoder(model, source.tokenizer(), fields,
+                       tokens_per_batch=budget(model, tokens_per_batch),
+                       control_tokens=control_tokens)
+
+
+def load_encoder(config: Config) -> TextEncoder:
+    """As `load`, for the encoder that selection.superfiltering.encoder names."""
     folder = folders.local_folder(model_of("measure.encoder", config), config.output_dir)
-    tokenizer = folders.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
-    model = loading.load(AutoModel, folder, "float32", config)
-    return TextEncoder(model, tokenizer, config.selection.superfiltering.text,
-                       tokens_per_batch=budget(model, config),
-                       control_tokens=config.generation.control_tokens)
+    return load(LocalModel(folder, config.model.trust_remote_code),
+                config.selection.superfiltering.text, gpus=config.embedding.gpus_per_model,
+                tokens_per_batch=config.embedding.tokens_per_batch,
+                control_tokens=config.generation.control_tokens)

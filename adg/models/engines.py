@@ -6,17 +6,16 @@ Shapes: B prompts, C choices.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from adg.config import Config
-from adg.models import loading
-from adg.models.batches import Batcher
-from adg.models.batching import budget
-from adg.models.folders import load_tokenizer
-from adg.models.vllm_options import engine_options
+from adg.models.batches import Batcher, budget, padded
+from adg.models.loading import LocalModel
+from adg.models.vllm_options import engine_arguments
 
 
 class Engine(Protocol):
@@ -45,8 +44,8 @@ class VllmEngine:
 
     def probabilities(self, prompts: list[list[int]], choices: list[int]) -> np.ndarray:
         outputs = self._run(prompts, max_tokens=1, logprob_token_ids=choices)
-        found = [[output.logprobs[0][token].logprob for token in choices] for output in outputs]
-        return _softmax(np.array(found, dtype=np.float64))
+        values = [[output.logprobs[0][token].logprob for token in choices] for output in outputs]
+        return _softmax(np.array(values, dtype=np.float64))
 
     def _run(self, prompts: list[list[int]], **parameters: Any) -> list[Any]:
         from vllm import SamplingParams
@@ -62,14 +61,12 @@ class VllmEngine:
 class TransformersEngine:
     """transformers, in batches of prompts of like length with left padding."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, source: LocalModel, dtype: str, tokens_per_batch: int | None = None) -> None:
         from transformers import AutoModelForCausalLM
 
-        self._model = loading.load_on_device(
-            AutoModelForCausalLM, folder, config.model.dtype, config)
-        self._tokens_per_batch = budget(self._model, config)
-        self._tokenizer = load_tokenizer(
-            folder, trust_remote_code=config.model.trust_remote_code)
+        self._model = source.load(AutoModelForCausalLM, dtype)
+        self._tokens_per_batch = budget(self._model, tokens_per_batch)
+        self._tokenizer = source.tokenizer()
 
     def complete(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
         def of(batch: dict[str, Any]) -> list[str]:
@@ -94,20 +91,16 @@ class TransformersEngine:
         import torch
 
         def read(batch: list[list[int]]) -> list[Any]:
-            lacking = [max(map(len, batch)) - len(ids) for ids in batch]
-            tensors = {
-                "input_ids": [[_PADDING] * lack + ids
-                              for ids, lack in zip(batch, lacking, strict=True)],
-                "attention_mask": [[0] * lack + [1] * len(ids)
-                                   for ids, lack in zip(batch, lacking, strict=True)]}
+            ids, mask = (padded(rows, side="left", value=value).to(self._model.device)
+                         for rows, value in ((batch, _PADDING), ([[1] * len(row) for row in batch],
+                                                                 0)))
             with torch.inference_mode():
-                return of({name: torch.tensor(rows, device=self._model.device)
-                           for name, rows in tensors.items()})
+                return of({"input_ids": ids, "attention_mask": mask})
 
         batcher = Batcher(read, self._tokens_per_batch)
-        found = batcher.read(prompts, list(map(len, prompts)))
+        results = batcher.read(prompts)
         self._tokens_per_batch = batcher.tokens_per_batch
-        return found
+        return results
 
     def close(self) -> None:
         import torch
@@ -121,18 +114,31 @@ _PADDING = 0  # any token: it is masked
 
 def _softmax(values: np.ndarray) -> np.ndarray:
     weights = np.exp(values - values.max(axis=-1, keepdims=True))
-    return weights / loading.sum(axis=-1, keepdims=True)
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def start_vllm(folder: Path, config: Config) -> VllmEngine:
-    """vLLM on this rank's first GPU, in a process of its own, which gives all its memory back when
-    it ends."""
-    options = engine_options(config, own_process=True)
+def start(engine: str, source: LocalModel, dtype: str, *, max_length: int, seed: int,
+          gpu_memory_utilization: float, tokens_per_batch: int | None = None) -> Engine:
+    """An engine by its name: on this rank's first GPU, or on the CPU.
+
+    vLLM gets a process of its own, which gives all its memory back when it ends.
+    """
+    if engine == "transformers":
+        return TransformersEngine(source, dtype, tokens_per_batch)
+    options = engine_arguments(dtype, seed=seed, trust_remote_code=source.trust_remote_code,
+                               gpu_memory_utilization=gpu_memory_utilization, own_process=True)
     import vllm
 
-    return VllmEngine(vllm.LLM(str(folder), disable_log_stats=True, **options,
-                               max_model_len=config.selection.mig.annotator.max_length))
+    return VllmEngine(vllm.LLM(str(source.folder), disable_log_stats=True, max_model_len=max_length,
+                               **options))
+
+
+def _start(engine: str, folder: Path, config: Config) -> Engine:
+    return start(engine, LocalModel(folder, config.model.trust_remote_code), config.model.dtype,
+                 max_length=config.selection.mig.annotator.max_length, seed=config.seed,
+                 gpu_memory_utilization=config.generation.gpu_memory_utilization,
+                 tokens_per_batch=config.embedding.tokens_per_batch)
 
 
 ENGINES: dict[str, Callable[[Path, Config], Engine]] = {
-    "vllm": start_vllm, "transformers": TransformersEngine}
+    name: partial(_start, name) for name in ("vllm", "transformers")}

@@ -1,64 +1,105 @@
-"""A model's weights on this rank's device, or spread over several of its GPUs."""
+"""A model in a folder: its description, its tokenizer, and its weights on this rank's device or
+spread over several of its GPUs."""
 
 import os
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from adg.base import distributed
 from adg.base.errors import InputError
 from adg.config import Config
+from adg.models import folders
 
 _GIB = 2**30
 _ROOM = 0.95  # share of a device's free memory that weights may take
 
 
-def check_room(kind: Any, folder: Path, dtype: str, config: Config) -> None:
-    """InputError where a model cannot fit this rank's memory. Reads the model's configuration only.
+@dataclass(frozen=True)
+class LocalModel:
+    """A Hugging Face folder, and whether Python code that comes with it may run.
 
-    `kind` is one of transformers' Auto classes.
+    `kind` is one of transformers' Auto classes, `gpus` how many GPUs this rank spreads the weights
+    over (embedding.gpus_per_model).
     """
-    import torch
-    from transformers import AutoConfig
 
-    trust = config.model.trust_remote_code
-    described = AutoConfig.from_pretrained(folder, trust_remote_code=trust).get_text_config()
-    with torch.device("meta"):
-        model = kind.from_config(described, dtype=getattr(torch, dtype), trust_remote_code=trust)
-    needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    room = sum(_memory(config).values())
-    if needed > _ROOM * room:
-        gpus = config.embedding.gpus_per_model
-        where = f"{gpus} GPU(s)" if distributed.on_gpu() else "share of the memory"
-        raise InputError(
-            f"model.name_or_path: the weights take {needed / _GIB:.1f} GiB, and a rank's {where} "
-            f"has {room / _GIB:.1f} GiB free: raise embedding.gpus_per_model (now {gpus}), or "
-            f"start fewer ranks on a node")
+    folder: Path
+    trust_remote_code: bool = False
+
+    @cached_property
+    def described(self) -> Any:
+        """transformers' configuration of the model, of its text part."""
+        return self._config().get_text_config()
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that the model was made for; without a stated limit, more than any text has."""
+        return max_positions(self.described)
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return folders.load_tokenizer(self.folder, trust_remote_code=self.trust_remote_code)
+
+    def num_weights(self) -> int:
+        """Weights of the model with its head; nothing is loaded."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                self._config(), trust_remote_code=self.trust_remote_code)
+        return sum(weight.numel() for weight in model.parameters())
+
+    def check_room(self, kind: Any, dtype: str, *, gpus: int = 1) -> None:
+        """InputError where the weights cannot fit this rank's memory; nothing is loaded."""
+        import torch
+
+        with torch.device("meta"):
+            model = kind.from_config(self._config().get_text_config(), dtype=getattr(torch, dtype),
+                                     trust_remote_code=self.trust_remote_code)
+        needed = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+        room = sum(_memory(gpus).values())
+        if needed > _ROOM * room:
+            where = f"{gpus} GPU(s)" if distributed.on_gpu() else "share of the memory"
+            raise InputError(
+                f"model.name_or_path: the weights take {needed / _GIB:.1f} GiB, and a rank's "
+                f"{where} has {room / _GIB:.1f} GiB free: raise embedding.gpus_per_model (now "
+                f"{gpus}), or start fewer ranks on a node")
+
+    def load(self, kind: Any, dtype: str, *, gpus: int = 1) -> Any:
+        """The model in evaluation mode, whole on this rank's device or over several GPUs.
+
+        On a GPU each weight goes there as it is read: no rank holds the model in host memory.
+        """
+        if gpus > 1:
+            room = {gpu: int(_ROOM * free) for gpu, free in _memory(gpus).items()}
+            return self._read(kind, dtype, device_map="balanced", max_memory=room)
+        device = distributed.device()  # before the weights are read, since it may refuse
+        where = {} if device == "cpu" else {"device_map": {"": device}}
+        return self._read(kind, dtype, **where).to(device)
+
+    def _read(self, kind: Any, dtype: str, **where: Any) -> Any:
+        import torch
+
+        return kind.from_pretrained(self.folder, dtype=getattr(torch, dtype),
+                                    trust_remote_code=self.trust_remote_code, **where).eval()
+
+    def _config(self) -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
 
 
-def load(kind: Any, folder: Path, dtype: str, config: Config) -> Any:
-    """The model in evaluation mode; over several GPUs with embedding.gpus_per_model."""
-    if config.embedding.gpus_per_model == 1:
-        return load_on_device(kind, folder, dtype, config)
-    room = {gpu: int(_ROOM * free) for gpu, free in _memory(config).items()}
-    return _read(kind, folder, dtype, config, device_map="balanced", max_memory=room)
+def check_room(kind: Any, folder: Path, dtype: str, config: Config) -> None:
+    """As LocalModel.check_room."""
+    LocalModel(folder, config.model.trust_remote_code).check_room(
+        kind, dtype, gpus=config.embedding.gpus_per_model)
 
 
 def load_on_device(kind: Any, folder: Path, dtype: str, config: Config) -> Any:
-    """The model in evaluation mode, whole on this rank's device.
-
-    On a GPU each weight goes there as it is read: no rank holds the model in the host's memory.
-    """
-    device = distributed.device()  # before the weights are read, since it may refuse
-    where = {} if device == "cpu" else {"device_map": {"": device}}
-    return _read(kind, folder, dtype, config, **where).to(device)
-
-
-def _read(kind: Any, folder: Path, dtype: str, config: Config, **where: Any) -> Any:
-    import torch
-
-    return kind.from_pretrained(
-        folder, dtype=getattr(torch, dtype), trust_remote_code=config.model.trust_remote_code,
-        **where).eval()
+    """As LocalModel.load, on one device."""
+    return LocalModel(folder, config.model.trust_remote_code).load(kind, dtype)
 
 
 def max_positions(described: Any) -> int:
@@ -67,12 +108,11 @@ def max_positions(described: Any) -> int:
     return limit if limit and limit > 0 else 2**31
 
 
-def _memory(config: Config) -> dict[int | str, int]:
+def _memory(gpus: int) -> dict[int | str, int]:
     """Free bytes of each of this rank's GPUs, or of its share of the machine's memory."""
     import psutil
     import torch
 
-    gpus = config.embedding.gpus_per_model
     if distributed.on_gpu():
         own = distributed.own_gpus(gpus, torch.cuda.device_count(), "embedding.gpus_per_model")
         return {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in own}

@@ -1,4 +1,4 @@
-"""What every engine of vLLM is started with, whichever stage asks for it."""
+"""What every vLLM engine is started with, whichever stage asks for it."""
 
 import os
 from typing import Any
@@ -8,14 +8,13 @@ from adg.base.errors import InputError
 from adg.config import Config
 
 
-def engine_options(config: Config, *, own_process: bool,
-                   dtype: str | None = None) -> dict[str, Any]:
-    """Options of an engine. Sets those of vLLM's switches that are not set, and has an engine of
-    its own process end with this one: to be called before vLLM is imported, and after
-    distributed.claim_gpus.
+def engine_arguments(dtype: str, *, seed: int, trust_remote_code: bool,
+                     gpu_memory_utilization: float, own_process: bool) -> dict[str, Any]:
+    """Arguments of a `vllm.LLM`. Sets those of vLLM's switches that are not set, and has an engine
+    in a process of its own (`own_process`) end with this one: to be called before vLLM is imported,
+    and after distributed.claim_gpus.
 
-    `own_process`: the engine runs in a process of its own. `dtype`: of the weights, where it is not
-    model.dtype. Raises InputError where this build of vLLM has no device to run on.
+    Raises InputError where this build of vLLM has no device to run on.
     """
     import torch
 
@@ -41,8 +40,16 @@ def engine_options(config: Config, *, own_process: bool,
         os.environ.setdefault(name, value)
     if own_process:
         distributed.end_children_with_this_process()
-    hardware: dict[str, Any] = {"gpu_memory_utilization": config.generation.gpu_memory_utilization}
+    hardware: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_utilization}
     if not on_gpu:
-        hardware = {"enforce_eager": True}  # compiling costs more than it wins on a processor
-    return {"dtype": dtype or config.model.dtype, "seed": config.seed,
-            "trust_remote_code": config.model.trust_remote_code, **hardware}
+        hardware = {"enforce_eager": True}  # compiling costs more than it saves on a CPU
+    return {"dtype": dtype, "seed": seed, "trust_remote_code": trust_remote_code, **hardware}
+
+
+def engine_options(config: Config, *, own_process: bool,
+                   dtype: str | None = None) -> dict[str, Any]:
+    """As engine_arguments, by the configuration; `dtype` where it is not model.dtype."""
+    return engine_arguments(
+        dtype or config.model.dtype, seed=config.seed, own_process=own_process,
+        trust_remote_code=config.model.trust_remote_code,
+        gpu_memory_utilization=config.generation.gpu_memory_utilization)

@@ -45,6 +45,7 @@ from adg.pipeline.checks import (
     check_budget,
     check_consent,
     check_layers,
+    check_reporting,
     check_sandbox,
     read_sharding,
 )
@@ -276,6 +277,7 @@ def check_ahead(stages: list[str], config: Config) -> None:
                 raise InputError(f"{key}: {path} is not there{looked_in(path)}")
     if "finetune" in stages:
         read_sharding(config)
+        check_reporting(config)
         folders.source_of(model_of("train.model", config), model_key("train.model", config))
     data = config.eval.data_dir
     if "evaluate" in stages and data is not None and not Path(data).is_dir():

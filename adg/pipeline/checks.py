@@ -1,5 +1,6 @@
 """What a stage refuses of a configuration, checked too by the pipeline before the first stage."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from adg.base.errors import InputError
 from adg.base.paths import looked_in
 from adg.config import Config
+from adg.config_sections import REPORTERS
 from adg.models.folders import describe, source_of
 from adg.models.layers import windows_of
 
@@ -91,6 +93,17 @@ def _at_most(key: str, value: int, num_records: int, *, or_else: str = "") -> No
     if value > num_records:
         raise InputError(f"{key} is {value}, but the pool has {num_records} records: "
                          f"give {num_records} at most" + (f", or {or_else}" if or_else else ""))
+
+
+def check_reporting(config: Config) -> None:
+    """InputError where fine-tuning is to report to something that is not installed."""
+    for name in config.train.report_to:
+        packages = REPORTERS.get(name, ())
+        specs = map(importlib.util.find_spec, packages)
+        if packages and not any(spec is not None and spec.origin for spec in specs):
+            raise InputError(f"train.report_to is {name}, but the Python package "
+                             f"{' or '.join(packages)} is not installed: install it, or set "
+                             f"train.report_to=none")
 
 
 def read_sharding(config: Config) -> dict:

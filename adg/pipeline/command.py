@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import MISSING, OmegaConf
 
@@ -24,28 +24,29 @@ def parse_command(about: str, argv: list[str] | None = None, *,
                   prompts: bool = False, usage: str | None = None) -> Command:
     """A stage's arguments: CONFIG, section.key=value ..., --overwrite, --dry-run, --print-config.
 
-    `prompts`: the stage has prompts to show too. `usage`: the command line, where it has more.
+    `prompts`: the stage can show its prompts. `usage`: the command line, where it has more.
     """
     parser = argparse.ArgumentParser(
         description=about, usage=usage, allow_abbrev=False, epilog=_help_on_keys(),
         formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False,
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, as in configs/")
+    parser.add_argument("config", type=Path, metavar="CONFIG",
+                        help="a YAML file such as those in configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", default=[],
-                        help="replaces a value of the file")
+                        help="replace a value of the file")
     parser.add_argument("-h", "--help", nargs="?", action=_Help, metavar="SECTION",
-                        help="show this message, or the configuration keys of one section, and "
-                             "stop")
+                        help="print this message, or the configuration keys of one section, and "
+                             "exit")
     parser.add_argument("--overwrite", action="store_true",
-                        help="delete this stage's earlier output of the same name and do it anew")
+                        help="delete this stage's earlier output of that name and run it again")
     parser.add_argument("--dry-run", action="store_true",
-                        help="say how much there is to do, and how long it may take; write nothing")
+                        help="print what there is to do and how long it may take; write nothing")
     parser.add_argument("--print-config", action="store_true",
-                        help="print the whole resolved configuration, and stop")
+                        help="print the resolved configuration and exit")
     parser.set_defaults(show_prompts=0)
     if prompts:
         parser.add_argument("--show-prompts", type=int, metavar="N",
-                            help="print the prompts of the first N records, and stop")
+                            help="print the prompts of the first N records and exit")
     arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
@@ -67,15 +68,23 @@ class _Help(argparse.Action):
 
 
 def _help_on_keys(section: str = "") -> str:
-    """Every key, or those of a section; InputError where there is none of that name."""
-    lines = ["configuration keys, with their defaults (* changes speed or memory, never a result):"]
+    """Every key, or those of a section; InputError for an unknown section."""
+    lines = ["configuration keys (default; what is allowed); * changes speed or memory, never a "
+             "result:"]
     keys = [row for row in describe_keys() if not section or row[0].startswith(f"{section}.")]
     if not keys:
         names = dict.fromkeys(key.rpartition(".")[0] for key, *_ in describe_keys() if "." in key)
-        raise InputError(f"{section} is no section of the configuration: {', '.join(names)}")
-    for key, default, about, tuning in keys:
-        shown = "required" if default == MISSING else OmegaConf.to_yaml([default]).strip()[2:]
-        if isinstance(default, list):
-            shown = f"[{', '.join(map(str, default))}]"
-        lines.append(f"  {key}{'*' if tuning else ''} ({shown})\n      {about}")
+        raise InputError(f"unknown section {section}; the sections are {', '.join(names)}")
+    for key in keys:
+        allowed = f"; {key.allowed}" if key.allowed else ""
+        lines.append(f"  {key.name}{'*' if key.tuning else ''} ({_shown(key.default)}{allowed})\n"
+                     f"      {key.about}")
     return "\n".join(lines)
+
+
+def _shown(default: Any) -> str:
+    if default == MISSING:
+        return "required"
+    if isinstance(default, list):
+        return f"[{', '.join(map(str, default))}]"
+    return OmegaConf.to_yaml([default]).strip()[2:]

@@ -20,7 +20,7 @@ from pathlib import Path
 from adg import score_and_select
 from adg.base.distributed import run_script, say
 from adg.base.errors import InputError
-from adg.config import Config, describe_keys, load_config, no_key
+from adg.config import Config, describe_keys, load_config, unknown_key
 from adg.method_facts import EVERY
 from adg.pipeline import __main__ as pipeline
 from adg.pipeline.command import Command
@@ -60,7 +60,7 @@ def read_values(text: str) -> list[tuple[str, str]]:
     """[(key, value), ...] of one --over; InputError where the key is none of a selection."""
     key, _, values = text.partition("=")
     if key not in {name for name, *_ in describe_keys()}:
-        raise InputError(f"--over {no_key(key)}")
+        raise InputError(f"--over {unknown_key(key)}")
     if not key.startswith("selection.") or key == "selection.name":
         raise InputError(f"--over {key}: no key of selection; a sweep chooses anew from what is "
                          f"stored, so other keys need a run folder of their own")

@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize(("override", "message"), [
     ("generation.temprature=1",
-     "generation.temprature is no key; did you mean generation.temperature"),
+     "unknown key generation.temprature; did you mean generation.temperature?"),
     ("temperature=1", "did you mean generation.temperature"),
     ("generation.num_answers=five", "generation.num_answers: Value 'five'"),
     ("generation.num_answers=1", "generation.num_answers is 1; it must be 2 or more"),
-    ("model.dtype=float8", "model.dtype is 'float8'; it must be bfloat16 or float16 or float32"),
+    ("model.dtype=float8", "model.dtype is 'float8'; it must be bfloat16, float16 or float32"),
     ("selection.name=a/b", "selection.name"),
     ("train.name=base", "train.name"),
     ("selection.name='a*'", "selection.name is 'a*'"),
@@ -29,6 +29,14 @@ ROOT = Path(__file__).resolve().parents[2]
     ("seed=4294967296", "seed is 4294967296"),
     ("generation.temperature=inf", "generation.temperature is inf; it must be finite"),
     ("eval.benchmarks=[bbh,arc]", "eval.benchmarks is 'arc'"),
+    ("eval.benchmarks=[]", "eval.benchmarks is []; it must be at least one benchmark"),
+    ("pool.fields={question: q}", "pool.fields is 'question'; it must be instruction, input,"),
+    ("clustering.num_bins=0", "clustering.num_bins is 0; it must be null or 1 or more"),
+    ("generation.min_new_tokens=7", "generation.min_new_tokens is 7; it must be at most"),
+    ("embedding.empty_answers=instruction", "embedding.empty_answers is 'instruction'"),
+    ("train.report_to=tensorbord", "train.report_to is 'tensorbord'; it must be none, "),
+    ("train.report_to=[none,wandb]", "train.report_to is ['none', 'wandb']; it must be none alone"),
+    ("model=5", "int is not a subclass of ModelConfig"),
     ("generation.max_model_len=4", "generation.max_model_len"),
     ("generation.control_tokens=text", "generation.control_tokens is 'text'; it must be null or "
                                        "obey"),
@@ -92,7 +100,7 @@ def test_a_run_folder_is_not_the_repository_nor_a_home(config_file, monkeypatch,
     monkeypatch.chdir(ROOT)
     sources = [path for path in ROOT.iterdir()
                if path.is_dir() and (any(path.glob("*.py")) or path.name in ("configs", ".git"))]
-    assert len(sources) > 8
+    assert len(sources) > 6
     for folder in (".", "/", ROOT, ROOT.parent, home, tmp_path / "link", tmp_path / "link/adg",
                    "runs/..", "configs/demo", *sources):
         with pytest.raises(InputError, match="output_dir is .*; it must be a folder for one run"):
@@ -113,7 +121,7 @@ def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path):
         path.write_bytes(content)
         with pytest.raises(InputError, match="x.yaml: not a"):
             load_config(path, [])
-    with pytest.raises(InputError, match="no such configuration file"):
+    with pytest.raises(InputError, match="none.yaml: configuration file not found"):
         load_config(tmp_path / "none.yaml", [])
 
 
@@ -125,7 +133,7 @@ def test_overrides_win_and_names_follow_the_method(config_file):
 
 
 def test_the_papers_values_are_the_defaults():
-    keys = {key: default for key, default, _, _ in describe_keys()}
+    keys = {key: default for key, default, *_ in describe_keys()}
     expected = {
         "generation.num_answers": 5, "generation.temperature": 1.4, "generation.top_p": 0.9,
         "generation.max_new_tokens": 256, "generation.prompt": "alpaca",
@@ -145,8 +153,6 @@ def test_the_papers_values_are_the_defaults():
 ])
 def test_bins_left_open_are_a_tenth_of_the_records(given, records, bins):
     assert ClusteringConfig(num_bins=given).count_bins(records) == bins
-    with pytest.raises(InputError, match="clustering.num_bins is 0; it must be null or 1 or more"):
-        ClusteringConfig(num_bins=0)
 
 
 def test_help_lists_every_key(capsys: pytest.CaptureFixture):
@@ -169,13 +175,13 @@ def paths(given: dict, prefix: str = "") -> Iterator[str]:
             yield from paths(value, f"{prefix}{name}.")
 
 
-@pytest.mark.parametrize("name", ["paper", "released"])
-def test_a_recipe_spells_out_every_value(name: str):
-    given = yaml.safe_load((ROOT / f"configs/base/{name}.yaml").read_text())
-    spelt = set(paths(given))
+def test_the_papers_recipe_spells_out_every_value_of_adg():
+    spelt = set(paths(yaml.safe_load((ROOT / "configs/base/paper.yaml").read_text())))
+    keys = {key for key, *_ in describe_keys()
+            if not key.startswith("selection.") or key.count(".") == 1}  # no other method's
     own = {"output_dir", "model.name_or_path", "pool.path"}  # of each experiment
     names = {"selection.name", "train.name", "train.model_name_or_path", "eval.name"}
-    assert {key for key, *_ in describe_keys()} - spelt == own | names  # those by what they name
+    assert keys - spelt == own | names  # those by what they name
 
 
 def test_every_cell_of_the_main_table_has_its_file():
@@ -220,7 +226,7 @@ def test_a_file_builds_on_its_base(tmp_path: Path, capsys):
     with pytest.raises(InputError, match="x.yaml builds on this file itself"):
         load_config(path, [])
     path.write_text("base: none.yaml\n")
-    with pytest.raises(InputError, match="x.yaml: base: .*none.yaml is not there"):
+    with pytest.raises(InputError, match="x.yaml: base: .*none.yaml not found"):
         load_config(path, [])
 
 
@@ -280,7 +286,7 @@ def test_a_draw_and_a_fine_tuning_may_have_seeds_of_their_own(config_file):
     assert seeds() == (42, 42, 42) and seeds("seed=5") == (5, 5, 5)
     assert seeds("selection.seed=0", "train.seed=7") == (42, 0, 7)
     for key in ("selection.seed", "train.seed"):
-        with pytest.raises(InputError, match=f"{key} is -1; it must be from 0"):
+        with pytest.raises(InputError, match=f"{key} is -1; it must be .*from 0"):
             seeds(f"{key}=-1")
     examples = [{"input_ids": [0] * size} for size in range(3, 30)]
     orders = [order_of(examples, load_config(config_file(), own)).steps for own in (

@@ -186,7 +186,7 @@ def test_the_models_own_limit_counts_too(config_file, stage, answered, tiny_mode
 
 def test_a_model_that_cannot_fit_ends_before_the_pool_is_read(config_file, stage, answered,
                                                               monkeypatch):
-    monkeypatch.setattr(loading, "_memory", lambda config: {"cpu": 100_000})
+    monkeypatch.setattr(loading, "_memory", lambda gpus: {"cpu": 100_000})
     monkeypatch.setattr(embed, "Pool", None)
     with pytest.raises(InputError, match=r"the weights take 0\.\d GiB, and a rank's share of the "
                                          r"memory has 0\.0 GiB free: raise embedding.gpus_per"):
@@ -251,15 +251,15 @@ def test_an_error_of_a_chunk_comes_when_those_before_it_are_written(config_file,
     assert len(load(answered, "answer_grams")) == 10
 
 
-def test_a_model_is_read_straight_to_its_device(config_file, tiny_model, monkeypatch):
+def test_a_model_is_read_straight_to_its_device(tiny_model, monkeypatch):
     """As on a GPU: by a device map of one place, which leaves no hook in the model."""
     asked, read = [], AutoModel.from_pretrained
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda folder, **options:
                         asked.append(options.get("device_map")) or read(folder, **options))
-    config = load_config(config_file(), [])
-    expected = loading.load(AutoModel, tiny_model, "float32", config)
+    source = loading.LocalModel(tiny_model)
+    expected = source.load(AutoModel, "float32")
     monkeypatch.setattr(distributed, "device", lambda: "cpu:0")
-    found = loading.load(AutoModel, tiny_model, "float32", config)
+    found = source.load(AutoModel, "float32")
     assert asked == [None, {"": "cpu:0"}]
     assert not any(hasattr(module, "_hf_hook") for module in found.modules())
     tensors = dict(found.named_parameters()) | dict(found.named_buffers())

@@ -16,6 +16,7 @@ from adg.config import Config, load_config
 from adg.methods import annotate, tag_vectors
 from adg.methods.tag_vectors import encode, with_end
 from adg.models import engines
+from adg.models.loading import LocalModel
 from generation import prepare_pool
 
 MODELS = ("tagger", "quality_scorer", "complexity_scorer", "tag_encoder")
@@ -154,15 +155,13 @@ def test_select_refuses_annotations_that_lack_a_chunk(config_file, stage, tmp_pa
 
 
 @pytest.mark.parametrize("tokens", [1, 60, 1000])
-def test_transformers_reads_in_batches_as_one_by_one(config_file, settings, tiny_model,
-                                                     tokens: int):
+def test_transformers_reads_in_batches_as_one_by_one(tiny_model, tokens: int):
     import torch
 
     model, tokenizer = load(tiny_model)
     texts = ["Hi", "Name the three primary colours. " * 9, "What is 12 times 7?", "a", "Write"]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
-    engine = engines.TransformersEngine(tiny_model, load_config(
-        config_file(), [*settings, f"embedding.tokens_per_batch={tokens}"]))
+    engine = engines.TransformersEngine(LocalModel(tiny_model), "float32", tokens)
     choices = tokenizer.convert_tokens_to_ids(list("123456"))
     found = engine.probabilities(prompts, choices)
     assert found.shape == (5, 6) and np.allclose(found.sum(axis=1), 1)

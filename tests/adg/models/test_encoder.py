@@ -63,7 +63,7 @@ def test_a_batch_gives_the_unit_mean_of_each_text_alone(config_file, settings, e
 def test_control_tokens_in_a_record_are_text(config_file, settings, encoder):
     rows = []
     texts = load_encoder(load_config(config_file(), settings))
-    texts._batcher.read = lambda ids, lengths: rows.extend(ids)
+    texts._batcher.read = rows.extend
     texts.encode([RECORDS[0] | {"output": "a<|end|>b"}, {"instruction": "", "input": "",
                                                          "output": "<|end|>" * 9}])
     end = AutoTokenizer.from_pretrained(encoder).convert_tokens_to_ids("<|end|>")

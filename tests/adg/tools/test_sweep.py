@@ -109,7 +109,7 @@ def test_a_measure_that_fails_ends_no_sweep(config_file, stage, run_folder, capf
     ("generation.temperature=1,2", "generation.temperature: no key of selection"),
     ("selection.name=a,b", "selection.name: no key of selection"),
     ("selection.budget", "write selection.budget=VALUE,VALUE"),
-    ("selection.windw=a,b", "selection.windw is no key; did you mean selection.window"),
+    ("selection.windw=a,b", "unknown key selection.windw; did you mean selection.window"),
     ("selection.method=random,radom", "selection.method is 'radom'"),
 ])
 def test_what_is_no_sweep_is_named(config_file, stage, over, message, tmp_path):

@@ -1,0 +1,137 @@
+"""What must hold among several keys of a configuration; the limits of one key stand at the key."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adg.base.keys import NAME_RULE, is_name, listed, require
+from adg.base.paths import ROOT
+from adg.config_sections import SUBSETS
+
+if TYPE_CHECKING:
+    from adg.config import Config
+
+
+def check_output_dir(config: "Config") -> None:
+    require(bool(config.output_dir.strip()), "output_dir", config.output_dir, "a folder's name")
+    require(_may_hold_a_run(Path(config.output_dir)), "output_dir", config.output_dir, "a folder "
+            "for one run, as in runs/mine: not the repository, its source folders or one that "
+            "contains it, nor your home folder or /")
+
+
+def _may_hold_a_run(folder: Path) -> bool:
+    """Whether a run folder is none of those whose files a run would mix with."""
+    folder = folder.resolve()
+    if folder in (Path(os.path.expanduser("~")).resolve(), ROOT, *ROOT.parents):
+        return False
+    if not folder.is_relative_to(ROOT):
+        return True
+    top = ROOT / folder.relative_to(ROOT).parts[0]
+    return not (top.name.startswith(".") or top.name in ("configs", "tests")
+                or (top / "__init__.py").is_file())
+
+
+def check_pool(config: "Config") -> None:
+    pool = config.pool
+    require(pool.encoding == "auto" or _is_codec(pool.encoding), "pool.encoding", pool.encoding,
+            "auto or a Python codec for text such as utf-8, cp1252 or utf-16")
+    require(pool.schema == "auto" or not pool.fields, "pool.schema", pool.schema,
+            "auto with pool.fields, which name every field")
+
+
+def _is_codec(name: str) -> bool:
+    """Whether Python has a text encoding of this name."""
+    try:
+        return "a\n".encode(name).decode(name) == "a\n"
+    except (LookupError, ValueError):  # unknown or of bytes alone; a name with a NUL
+        return False
+
+
+def check_lengths(config: "Config") -> None:
+    generation = config.generation
+    shortest, longest = generation.min_new_tokens, generation.max_new_tokens
+    require(shortest <= longest, "generation.min_new_tokens", shortest,
+            f"at most max_new_tokens ({longest})")
+    require(generation.max_model_len > longest, "generation.max_model_len",
+            generation.max_model_len, f"above max_new_tokens ({longest})")
+
+
+def check_layers(config: "Config") -> None:
+    embedding = config.embedding
+    for window, layers in {"": embedding.layers, **embedding.windows}.items():
+        name = f"embedding.windows.{window}" if window else "embedding.layers"
+        require(not window or is_name(window), "embedding.windows", window, f"named by {NAME_RULE}")
+        require(bool(layers), name, layers, "at least one layer")
+        require(len(set(layers)) == len(layers), name, layers, "without duplicates")
+    window = config.selection.window
+    require(window is None or window in embedding.windows, "selection.window", window,
+            f"null or a name in embedding.windows ({', '.join(embedding.windows)})")
+    require(embedding.empty_answers != "instruction" or embedding.recipe == "released",
+            "embedding.empty_answers", "instruction", "leave_out or zero with embedding.recipe "
+            f"{embedding.recipe}")
+
+
+def check_sampler(config: "Config") -> None:
+    if config.generation.sampler != "vllm":
+        require(config.model.tensor_parallel_size == 1, "model.tensor_parallel_size",
+                config.model.tensor_parallel_size, "1 with generation.sampler transformers")
+        require(not config.generation.batch_invariant, "generation.batch_invariant", True,
+                "false with generation.sampler transformers")
+
+
+def check_one_pass(config: "Config") -> None:
+    """Where the sampler's own pass makes the vectors, nothing may ask for another text or dtype."""
+    embedding, room = config.embedding, config.generation.max_model_len
+    if embedding.source != "sampling":
+        return
+    why = "with embedding.source sampling, which"
+    require(embedding.recipe == "paper", "embedding.recipe", embedding.recipe, f"paper {why} sees "
+            "each answer after its own prompt only: released embeds other texts; use "
+            "embedding.source=forward")
+    require(embedding.token_weights == "uniform", "embedding.token_weights",
+            embedding.token_weights, f"uniform {why} counts every token once; use "
+            "embedding.source=forward")
+    dtype = config.sampling_dtype()
+    require(config.embedding_dtype() == dtype, "embedding.dtype", config.embedding_dtype(),
+            f"{dtype} {why} samples answers in it")
+    require(embedding.max_length >= room, "embedding.max_length", embedding.max_length,
+            f"at least generation.max_model_len ({room}) {why} embeds answers whole")
+
+
+def check_selection(config: "Config") -> None:
+    sampled, used = config.generation.num_answers, config.selection.num_answers
+    require(used is None or used <= sampled, "selection.num_answers", used,
+            f"at most generation.num_answers ({sampled})")
+
+
+def check_training(config: "Config") -> None:
+    train = config.train
+    require(train.subset in SUBSETS or train.subset_file() is not None, "train.subset",
+            train.subset, listed((*SUBSETS, "a file ending in .json or .jsonl")))
+    require("none" not in train.report_to or len(train.report_to) == 1, "train.report_to",
+            train.report_to, "none alone, or without none")
+    require(bool(config.eval.benchmarks), "eval.benchmarks", config.eval.benchmarks,
+            "at least one benchmark")
+
+
+def check_prompts(config: "Config") -> None:
+    generation, prompts = config.generation, (config.generation.prompt, config.train.prompt)
+    for option, prompt in (("prompt_file", "file"), ("system_prompt", "chat")):
+        value = getattr(generation, option)
+        require(value is None or prompt in prompts, f"generation.{option}", value,
+                f"null, as neither generation.prompt nor train.prompt is {prompt}")
+    require(generation.prompt_file is not None or "file" not in prompts, "generation.prompt_file",
+            None, "a file, as generation.prompt or train.prompt is file")
+
+
+def check_names(config: "Config") -> None:
+    for section in ("selection", "train", "eval"):
+        name = getattr(config, section).name
+        require(is_name(name), f"{section}.name", name, NAME_RULE)
+    require(config.train.name != "base", "train.name", "base",
+            "another name: base is the backbone as it is")
+
+
+RULES = (check_output_dir, check_pool, check_lengths, check_layers, check_sampler, check_one_pass,
+         check_selection, check_training)
+RULES_ON_NAMES = (check_prompts, check_names)  # once what was null is filled in
