@@ -147,7 +147,7 @@ def test_commands_modules_and_files_exist(readme: Path):
 def test_configuration_keys_exist(readme: Path):
     keys = {name for name, *_ in describe_keys()}
     sections = "|".join({name.split(".")[0] for name in keys if "." in name})
-    free = "pool.fields.", "embedding.windows."  # names below these, and those of examples, are made up
+    free = "pool.fields.", "embedding.windows."  # below these, names are the user's own
     for name in re.findall(rf"(?<![\w/.])((?:{sections})(?:\.[a-z_]+)+)(?=[=`:])",
                            readme.read_text().partition("\n## How to add")[0]):
         assert (name.startswith(free) or name.endswith((".py", ".jsonl")) or is_module(name)
