@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adg.config import Config
+from adg.methods.method import Told
 from adg.pipeline.stages import model_of
 
 _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
@@ -31,18 +32,10 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any], num
         if size:
             front += [f"- config_name: {name}", f"  data_files: {name}.json"]
             front += ["  default: true"] * (name == "top")
-    generation, weight = config.generation, config.selection.anisotropy_weight
     facts = config.selection.facts()
     seed = config.selection_seed() if "selection.seed" in facts.keys else config.seed
-    models = [_public(model_of(name, config)) for name in facts.models]
-    how = facts.about.format(
-        model=" and ".join(models), clusters=config.selection.pre_experience.clusters,
-        threshold=config.selection.superfiltering.threshold,
-        k=config.selection.num_answers or generation.num_answers,
-        temperature=generation.temperature, top_p=generation.top_p,
-        top_k=f"top-k {generation.top_k}, " if generation.top_k else "",
-        tokens=generation.max_new_tokens, d=1 - weight, i=weight,
-        bins=num_bins, recipe=config.selection.recipe)
+    how = facts.about(Told(config.selection.settings(), config.generation, num_bins,
+                           [_public(model_of(name, config)) for name in facts.models]))
     source = config.pool.path if config.pool.on_hub() else Path(config.pool.path).name
     body = [f"# {config.selection.name}: {sizes['top']:,} of {num_records:,} records of {source}",
             "", how, ""]
@@ -64,8 +57,8 @@ def data_card(config: Config, sizes: dict[str, int], report: dict[str, Any], num
         shares = [float(share) for share in report["quantiles"]["score"]]
         body += ["", "| of the pool | " + " | ".join(f"{share:.0%}" for share in shares) + " |",
                  "| --- |" + " ---: |" * len(shares)]
-        body += [f"| {name} | " + " | ".join(f"{value:.4f}" for value in own.values()) + " |"
-                 for name, own in report["quantiles"].items()]
+        body += [f"| {name} | " + " | ".join(f"{value:.4f}" for value in values.values()) + " |"
+                 for name, values in report["quantiles"].items()]
     return "\n".join([*front, "---", "", *body, ""])
 
 

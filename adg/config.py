@@ -85,9 +85,7 @@ class Config:
 
     def _fill_in(self) -> None:
         """Replace null by what it stands for, where that is known from other keys."""
-        self.selection.fill_in_names()
-        if self.selection.method == "zip" and self.selection.zip.source is None:
-            self.selection.zip.source = Path(self.pool.path.removeprefix(HUB)).name.split(".")[0]
+        self.selection.fill_in(Path(self.pool.path.removeprefix(HUB)).name)
         file = self.train.subset_file()
         self.train.name = self.train.name or (
             file.stem if file else f"{self.selection.name}-{self.train.subset}")

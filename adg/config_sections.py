@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from adg.base.keys import DTYPES, MAX_SEED, key
+from adg.benchmarks import BENCHMARKS, code_benchmarks, main_benchmarks
 from adg.selection import Subsets
 
 PROMPTS = ("alpaca", "alpaca_no_input", "chat", "plain", "file")
@@ -19,8 +20,6 @@ SUBSETS = Subsets._fields
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 REPORTERS = {  # train.report_to: the packages of which one is needed
     "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",)}
-BENCHMARKS = ("bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval")  # of the main table
-CHINESE_BENCHMARKS = ("cmmlu", "ceval-valid")
 
 
 @dataclass
@@ -214,8 +213,7 @@ class TrainConfig:
 class EvalConfig:
     name: str | None = key(None, "model under models/ to evaluate, or base (the backbone as it "
                            "is); null: train.name")
-    benchmarks: list[str] = key(list(BENCHMARKS), "benchmarks to run",
-                                choices=BENCHMARKS + CHINESE_BENCHMARKS)
+    benchmarks: list[str] = key(main_benchmarks(), "benchmarks to run", choices=BENCHMARKS)
     backend: str = key("hf", "engine that answers; hf: transformers", choices=("hf", "vllm"),
                        compared=False)
     data_dir: str | None = key(None, "benchmarks on disk in the hub's layout; null: from the hub",
@@ -226,7 +224,8 @@ class EvalConfig:
                                      "say", least=1)
     batch_size: int = key(8, "backend hf: questions per rank in one forward pass", least=1,
                           tuning=True)
-    allow_code_execution: bool = key(False, "run programs that the model writes (mbpp, humaneval)")
+    allow_code_execution: bool = key(False, "run programs that the model writes: those of "
+                                     + ", ".join(code_benchmarks(BENCHMARKS)))
     sandbox: str = key("auto", "where those programs run: auto (in a sandbox where one works here, "
                        "else with a warning), require (in a sandbox, or an error) or off (in none)",
                        choices=("auto", "require", "off"))

@@ -4,6 +4,8 @@ Shapes: K answers, H hidden; `...` any leading axes (records). All arithmetic is
 A missing answer is a row of NaN: left out of the mean, and NaN in its row and column of the Gram.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 _NO_SPREAD = 1e-12  # below this sum of eigenvalues all answers coincide
@@ -83,3 +85,17 @@ def divergence_score(dispersion: np.ndarray, anisotropy: np.ndarray,
     """s = (1 - lambda) D + lambda I, lambda = anisotropy_weight; neither term is normalised."""
     return ((1.0 - anisotropy_weight) * np.asarray(dispersion)
             + anisotropy_weight * np.asarray(anisotropy))
+
+
+Score = Callable[[np.ndarray, np.ndarray, float], np.ndarray]  # (dispersion, anisotropy, weight)
+# By the values of selection.score. What a function computes is not compared when a stage decides
+# whether it is done: another formula is another name.
+SCORES: dict[str, Score] = {"divergence": divergence_score}
+
+
+def formula(name: str, anisotropy_weight: float, dispersion: str = "D",
+            anisotropy: str = "I") -> str:
+    """A score of SCORES for people to read: "0.6 D + 0.4 I"."""
+    if SCORES[name] is divergence_score:
+        return f"{1 - anisotropy_weight:g} {dispersion} + {anisotropy_weight:g} {anisotropy}"
+    return f"{name}({dispersion}, {anisotropy}; {anisotropy_weight:g})"

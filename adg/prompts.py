@@ -3,11 +3,11 @@
 import bisect
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from adg.base.errors import InputError
-from adg.config import GenerationConfig
 from adg.control_tokens import ControlTokens
 from adg.records import instruction_text
 
@@ -37,8 +37,8 @@ def fill(template: str, record: dict) -> str:
 def read_template(path: Path) -> tuple[str, str]:
     """(template for a record with input, for one without) from a file.
 
-    One text for both, or two with a line `---` between them. Raises InputError where the file is
-    not there or a template would drop the instruction or the input.
+    One text for both, or two with a line `---` between them. Raises InputError where the file
+    cannot be read or a template would drop the instruction or the input.
     """
     try:
         parts = _SEPARATOR.split(path.read_text(encoding="utf-8"))
@@ -56,6 +56,18 @@ def read_template(path: Path) -> tuple[str, str]:
     return with_input, without
 
 
+class Settings(Protocol):
+    """What prompts need of the section `generation`."""
+
+    prompt_file: str | None
+    system_prompt: str | None
+    control_tokens: str | None
+    max_prompt_tokens: int | None
+    long_prompts: str
+    max_new_tokens: int
+    max_model_len: int
+
+
 class Prompter:
     """Records to the token ids of their prompts, up to where the answer begins.
 
@@ -67,7 +79,7 @@ class Prompter:
     (`control_tokens` does that, and tokenises the record's other texts).
     """
 
-    def __init__(self, template: str, tokenizer: Any, settings: GenerationConfig) -> None:
+    def __init__(self, template: str, tokenizer: Any, settings: Settings) -> None:
         if template == "chat" and not tokenizer.chat_template:
             raise InputError("generation.prompt or train.prompt is chat, but the model's tokenizer "
                              "has no chat template: use alpaca")
@@ -137,15 +149,26 @@ class Prompter:
 
     def _cut(self, record: dict, room: int) -> list[int] | None:
         """The ids of the prompt of what is left of a record; None where nothing of it would be."""
-        for field in ("instruction",) if self._drops_input else ("input", "instruction"):
-            whole = record[field]
-            kept = bisect.bisect_right(range(1, len(whole) + 1), room, key=lambda length: len(
-                self.ids(record | {field: whole[:length]})))  # noqa: B023 (called at once)
-            while kept and len(self.ids(record | {field: whole[:kept]})) > room:
-                kept -= 1  # a character more is not always a token more
-            if kept:
-                return self.ids(record | {field: whole[:kept]})
-            record = record | {field: ""}
-            if field == "input" and len(ids := self.ids(record)) <= room:
+        for name in ("instruction",) if self._drops_input else ("input", "instruction"):
+            record = longest_fit(self.ids, record, name, room)
+            if record[name]:
+                return self.ids(record)
+            if name == "input" and len(ids := self.ids(record)) <= room:
                 return ids
         return None
+
+
+def longest_fit(ids_of: Callable[[dict], list[int]], record: dict, name: str, room: int) -> dict:
+    """A record of whose field `name` as much is left as makes `ids_of` it at most `room` long.
+
+    The field loses its end, all of it where even that is too long.
+    """
+    whole = record[name]
+
+    def length(number: int) -> int:
+        return len(ids_of(record | {name: whole[:number]}))
+
+    kept = bisect.bisect_right(range(1, len(whole) + 1), room, key=length)
+    while kept and length(kept) > room:
+        kept -= 1  # a character more is not always a token more
+    return record | {name: whole[:kept]}

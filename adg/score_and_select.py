@@ -26,10 +26,9 @@ from adg import card
 from adg.base import arrays, artifacts
 from adg.base.distributed import run_script, say
 from adg.config import Config
-from adg.methods import METHODS, Choice
-from adg.methods.choice import all_equal, words
+from adg.methods import METHODS
+from adg.methods.method import Choice, Task, words
 from adg.pipeline import planning, provenance
-from adg.pipeline.checks import check_budget, note_on_two_answers
 from adg.pipeline.command import Command, parse_command
 from adg.pipeline.stages import inputs_of
 from adg.records import SUBSET_FIELDS, Answers, Pool, subset_names
@@ -49,16 +48,11 @@ def select(command: Command) -> None:
     if run is None:
         return
     pool = Pool(run.folder)
-    check_budget(config, len(pool))
+    config.selection.check_sizes(len(pool))
     if command.dry_run:
-        budget = 3 * config.selection.budget if config.selection.facts().heeds_budget else len(pool)
-        chosen = min(budget, len(pool))
-        stored = sum(path.stat().st_size for name in ("pool.jsonl", "answers")
-                     for path in run.folder.glob(f"{name}/*.jsonl" if name == "answers" else name))
-        planning.show(run, {"records": f"{len(pool):,}, of which at most {chosen:,} are chosen"},
-                      records=len(pool), disk=len(pool) * 200 + stored * chosen // len(pool))
+        plan(run, pool)
         return
-    choice = METHODS[config.selection.method](run.folder, pool, config)
+    choice = METHODS[config.selection.method].choose(task_of(config, pool))
     with_answers = "answers/" in inputs_of("select", config)[1]
     with_answers = with_answers and (run.folder / "answers").is_dir()
     answers = Answers(run.folder, pool) if with_answers else None
@@ -76,10 +70,28 @@ def select(command: Command) -> None:
     if "unscored" in choice.report:
         rows = np.flatnonzero(np.isnan(choice.columns["score"]))[:_LISTED]
         unscored = [pool.row(row)[0]["id"] for row in rows]
-    if note := note_on_two_answers(config, choice.columns["num_answers"].max()):
+    if note := config.selection.note(choice.columns["num_answers"].max()):
         say(f"[select] note: {note}")
     show(choice, unscored)
     run.finish(records=len(pool), **choice.report, unscored_ids=unscored, subset_sizes=sizes)
+
+
+def plan(run: provenance.StageRun, pool: Pool) -> None:
+    """Say what there is to do."""
+    selection, num_records = run.config.selection, len(pool)
+    budget = 3 * selection.budget if selection.facts().heeds_budget else num_records
+    chosen = min(budget, num_records)
+    stored = sum(path.stat().st_size for path in (run.folder / "pool.jsonl",
+                                                  *run.folder.glob("answers/*.jsonl")))
+    planning.show(run, {"records": f"{num_records:,}, of which at most {chosen:,} are chosen"},
+                  records=num_records, disk=num_records * 200 + stored * chosen // num_records)
+
+
+def task_of(config: Config, pool: Pool) -> Task:
+    """What the configured method is to choose from."""
+    selection, folder = config.selection, Path(config.output_dir)
+    return Task(folder, pool, selection.settings(), selection.budget, config.selection_seed(),
+                folder / "measures" / selection.measure if selection.measure else None)
 
 
 def check_answers(run: provenance.StageRun, answers: Answers, config: Config) -> None:
@@ -134,7 +146,8 @@ def show(choice: Choice, unscored: list[str]) -> None:
                                if "unscored" in report else ""))
     if "dropped" in report:
         say(f"[select] {report['kept']} records kept, dropped: {words(report['dropped'])}")
-    if all_equal(choice.columns["score"]):
+    scores = choice.columns["score"][~np.isnan(choice.columns["score"])]
+    if len(scores) > 1 and scores.min() == scores.max():
         say("[select] note: all scores are equal, so they tell no record from another")
     if not len(choice.subsets.middle):
         say("[select] note: there is neither middle nor bottom")

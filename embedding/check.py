@@ -2,9 +2,9 @@
 
 With embedding.source=sampling the sample stage leaves check_answers/: the token ids and vectors of
 the first embedding.check_answers answers. Here the same ids go through the model once more, and the
-deviations |v - w| of the unit vectors are said, each times the fourth root of its answer's tokens.
-Beyond BOUNDS they are an error: do not trust the vectors, use embedding.source=forward. The embed
-stage does so before it starts; by hand:
+deviations |v - w| of the unit vectors are reported, each times the fourth root of its answer's
+tokens. Beyond BOUNDS they are an error: do not trust the vectors, use embedding.source=forward. The
+embed stage does so before it starts; by hand:
 
     python -m embedding.check RUN_DIR
 """
@@ -20,10 +20,10 @@ from adg.base import artifacts, distributed
 from adg.base.errors import InputError
 from adg.config import Config, load_config
 from adg.models import folders
+from adg.models.loading import LocalModel
 from adg.records import Answer, Pool
-from embedding import backbone
-from embedding.forward import Embedder
-from embedding.sequences import Encoder
+from embedding.forward import Embedder, load_embedder
+from embedding.sequences import Encoder, load_encoder
 
 # The largest and the median deviation times n ** 0.25, over answers of n tokens. Rounding is not
 # alike in all tokens, so an answer's falls with n, though not as independent errors' would (n **
@@ -44,16 +44,18 @@ def main() -> None:
     run = parser.parse_args().run
     config = load_config(run / "config.yaml", [f"output_dir={run}"])
     if not (run / CHECK_FOLDER).is_dir():
-        raise InputError(f"{run}/{CHECK_FOLDER}/ is not there: the sample stage writes it with "
+        raise InputError(f"{run}/{CHECK_FOLDER}/ not found: the sample stage writes it with "
                          f"embedding.source=sampling and embedding.check_answers above 0")
-    folder = folders.local_folder(config.model.name_or_path, config.output_dir)
-    check_sampled(run, Pool(run), backbone.load_encoder(folder, config),
-                  backbone.load_embedder(folder, config), config)
+    source = LocalModel(folders.local_folder(config.model.name_or_path, config.output_dir),
+                        config.model.trust_remote_code)
+    check_sampled(run, Pool(run), load_encoder(source, config), load_embedder(source, config),
+                  config)
 
 
 def check_sampled(run: Path, pool: Pool, encoder: Encoder, embedder: Embedder,
                   config: Config) -> None:
-    """Compare, say, and leave the result in provenance/; nothing where there is nothing to compare.
+    """Compare, report, and leave the result in provenance/; nothing where there is nothing to
+    compare.
 
     InputError where the two sources deviate by more than BOUNDS.
     """
@@ -61,10 +63,12 @@ def check_sampled(run: Path, pool: Pool, encoder: Encoder, embedder: Embedder,
         return
     rows = [row for path in sorted((run / CHECK_FOLDER).glob("*.jsonl"))  # not of every chunk
             for row in artifacts.JsonlRows(path)]
-    found = deviations(rows, pool, encoder, embedder)
-    largest, median = (float(of(found)) if len(found) else 0.0 for of in (np.max, np.median))
+    if not rows:
+        return
+    gaps = deviations(rows, pool, encoder, embedder)
+    largest, median = (float(of(gaps)) if len(gaps) else 0.0 for of in (np.max, np.median))
     bounds = BOUNDS[config.embedding_dtype()]
-    distributed.say(f"[embed] {len(found)} answers by both sources: vectors deviate by "
+    distributed.say(f"[embed] {len(gaps)} answers by both sources: vectors deviate by "
                     f"{largest:.1e} at most (bound {bounds[0]:g}), {median:.1e} in the median "
                     f"(bound {bounds[1]:g})")
     if not (largest <= bounds[0] and median <= bounds[1]):
@@ -74,7 +78,7 @@ def check_sampled(run: Path, pool: Pool, encoder: Encoder, embedder: Embedder,
             f"{bounds[1]:g}: they are not to be trusted; run embed with "
             f"embedding.source=forward --overwrite")
     artifacts.write_json(_result_path(run), {
-        "checked_answers": len(found), "largest_deviation": largest, "median_deviation": median,
+        "checked_answers": len(gaps), "largest_deviation": largest, "median_deviation": median,
         "bounds": bounds})
 
 
@@ -85,14 +89,14 @@ def deviations(rows: list[dict], pool: Pool, encoder: Encoder, embedder: Embedde
     forward = embedder.embed(encoder.answers(records, answers)[0])              # [answers, W, H]
     sampled = np.array([vectors or np.full(forward.shape[1:], np.nan).tolist()
                         for row in rows for vectors in row["vectors"]])
-    lengths = np.array([len(answer.token_ids) for own in answers for answer in own])
-    known = lengths > 0
-    gaps = np.linalg.norm(forward[known] - sampled[known], axis=-1).max(axis=-1)
-    return gaps * lengths[known] ** 0.25
+    lengths = np.array([len(answer.token_ids) for drawn in answers for answer in drawn])
+    filled = lengths > 0
+    gaps = np.linalg.norm(forward[filled] - sampled[filled], axis=-1).max(axis=-1)
+    return gaps * lengths[filled] ** 0.25
 
 
-def found(run: Path, config: Config) -> dict:
-    """What the last check found, for the log; empty where there was none."""
+def last_result(run: Path, config: Config) -> dict:
+    """The result of the last check, for the log; empty where there was none."""
     path = _result_path(run)
     checked = config.embedding.source == "sampling" and path.is_file()
     return {"check": json.loads(path.read_text(encoding="utf-8"))} if checked else {}

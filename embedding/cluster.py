@@ -27,7 +27,7 @@ from adg.pipeline.command import parse_command
 from adg.records import Pool
 
 _BLOCK = 4096  # vectors that are copied at once
-_LARGE = 1 << 30  # bytes of a scratch file whose place is said
+_LARGE = 1 << 30  # bytes of a scratch file whose place is reported
 
 
 def main() -> None:
@@ -72,10 +72,10 @@ def plan(run: provenance.StageRun, shape: tuple[int, int], folder: Path) -> None
 def scratch_folder(run: Path, size: int, config: Config) -> Path:
     """Where the copy of the vectors goes, of so many bytes: clustering.scratch_dir, else $TMPDIR
     where that is on a disk with room, else the run folder."""
-    if (given := config.clustering.scratch_dir) is not None:
-        if not Path(given).is_dir():
-            raise InputError(f"clustering.scratch_dir: {given}/ not found")
-        return Path(given)
+    if (configured := config.clustering.scratch_dir) is not None:
+        if not Path(configured).is_dir():
+            raise InputError(f"clustering.scratch_dir: {configured}/ not found")
+        return Path(configured)
     folder = Path(os.environ.get("TMPDIR") or run)
     has_room = (folder.is_dir() and not _in_memory(folder)
                 and shutil.disk_usage(folder).free > size)

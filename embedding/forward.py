@@ -6,17 +6,40 @@ Shapes: S rows of a batch, K texts of a row, T tokens, W windows of layers, H hi
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from adg.base import distributed, watchdog
+from adg.base import distributed
 from adg.base.errors import InputError
-from adg.models.batches import plan_batches, within_memory
+from adg.config import Config
+from adg.models.batches import Batcher, budget, padded
+from adg.models.layers import windows_of
+from adg.models.loading import LocalModel
 from embedding import shared_prompts
 from embedding.pooling import LayerWindows
 from embedding.sequences import Row
 from embedding.shared_prompts import on_device, put
+
+
+def load_embedder(source: LocalModel, config: Config) -> "Embedder":
+    """The backbone without its head, on this rank's device or over embedding.gpus_per_model GPUs.
+    """
+    from transformers import AutoModel
+
+    model = source.load(AutoModel, config.embedding_dtype(), gpus=config.embedding.gpus_per_model)
+    return Embedder(
+        model, windows_of(config.embedding, model.config.get_text_config().num_hidden_layers),
+        share_prompts=config.embedding.share_prompts,
+        tokens_per_batch=budget(model, config.embedding.tokens_per_batch))
+
+
+class Placed(NamedTuple):
+    """A row, and the place of its first text among all."""
+
+    first: int
+    row: Row
 
 
 class Embedder:
@@ -29,7 +52,11 @@ class Embedder:
 
     def __init__(self, model: Any, windows: list[list[int]], *, tokens_per_batch: int,
                  share_prompts: bool = True, one_call: bool = True) -> None:
-        self.model, self.tokens_per_batch = model, tokens_per_batch
+        self.model = model
+        self.batcher = Batcher(
+            lambda batch: self._forward([placed.row for placed in batch]), tokens_per_batch,
+            length=lambda placed: length(placed.row), split=split, stage="embed",
+            limit="embedding.max_length")
         # shared prompts know no sliding window: a text that is longer is left to the model's own
         self._reach = getattr(model.config, "sliding_window", None) or 2**31
         self._windows, self._num_windows = LayerWindows(model, windows), len(windows)
@@ -42,23 +69,21 @@ class Embedder:
         NaN where no token has weight.
         """
         parts = [part for row in rows for part in self.parts(row)]
-        firsts = np.cumsum([0] + [len(part.texts) for part in parts])
+        firsts = [0, *accumulate(len(part.texts) for part in parts)]
         shape = (firsts[-1], self._num_windows, self.model.config.hidden_size)
         vectors, computed = np.full(shape, np.nan, np.float32), []
         for packed in (True, False):
-            chosen = [i for i, part in enumerate(parts)
-                      if is_packed(part) == packed and any(map(any, part.weights))]
-            lengths = [length(parts[i]) for i in chosen]
-            for batch in plan_batches(lengths, self.tokens_per_batch):
-                members = [chosen[position] for position in batch]
-                found = self._embed_batch([parts[i] for i in members])
-                places = np.concatenate([np.arange(firsts[i], firsts[i + 1]) for i in members])
-                computed.append((places, found.to("cpu", non_blocking=True)))
-                watchdog.beat()
+            chosen = [Placed(*pair) for pair in zip(firsts, parts, strict=False)
+                      if is_packed(pair[1]) == packed and any(map(any, pair[1].weights))]
+            for batch, result in self.batcher.batches(chosen):                     # [texts, W, H]
+                places = np.concatenate([np.arange(first, first + len(row.texts))
+                                         for first, row in batch])
+                computed.append((places, result.to("cpu", non_blocking=True)))
+                device = result.device
         if computed:
-            wait_for(found.device)
-        for places, found in computed:
-            vectors[places] = found.numpy()
+            wait_for(device)
+        for places, result in computed:
+            vectors[places] = result.numpy()
         check_finite(vectors, [any(weights) for part in parts for weights in part.weights])
         return vectors
 
@@ -67,26 +92,6 @@ class Embedder:
         reach = len(row.prompt) + max(map(len, row.texts))
         return [row] if not is_packed(row) or self.shares and reach <= self._reach \
             else separate(row)
-
-    def _embed_batch(self, batch: list[Row]) -> Any:
-        """[texts, W, H] of all rows; halves the batch as long as it does not fit the memory."""
-        import torch
-
-        found = within_memory(lambda: self._forward(batch))
-        if found is not None:
-            return found
-        longest = max(map(length, batch))
-        if len(batch) > 1:
-            halves = [batch[: len(batch) // 2], batch[len(batch) // 2:]]
-            self.tokens_per_batch = max(1, len(batch) * longest // 2)
-        elif is_packed(batch[0]):
-            halves = [[part] for part in separate(batch[0])]
-        else:
-            raise InputError(f"a text of {longest} tokens does not fit this device's memory: lower "
-                             f"embedding.max_length, or raise embedding.gpus_per_model")
-        distributed.warn(f"[embed] out of memory with {len(batch)} x {longest} tokens: split; "
-                         f"embedding.tokens_per_batch is {self.tokens_per_batch} from here on")
-        return torch.cat([self._embed_batch(half) for half in halves])
 
     def _forward(self, batch: list[Row]) -> Any:
         """[texts, W, H] of all rows, all packed or none."""
@@ -99,7 +104,7 @@ class Embedder:
             return self._run(ids, weights, position_ids=put(positions, device),
                              layout=on_device(layout_of(batch), device))
 
-    def _run(self, ids: np.ndarray, weights: np.ndarray, **options: Any) -> Any:
+    def _run(self, ids: Any, weights: Any, **options: Any) -> Any:
         """Unit vectors [S K, W, H] of ids [S, T] under weights [S, K, T], on the model's device."""
         import torch
 
@@ -112,12 +117,12 @@ class Embedder:
     @contextmanager
     def _shared_attention(self) -> Iterator[None]:
         """The model with our attention, within."""
-        own = self.model.config._attn_implementation
+        implementation = self.model.config._attn_implementation
         self.model.set_attn_implementation(shared_prompts.ATTENTION)
         try:
             yield
         finally:
-            self.model.set_attn_implementation(own)
+            self.model.set_attn_implementation(implementation)
 
     def _can_share(self, one_call: bool) -> bool:
         """Whether this model gives a row the vectors that it gives each of its texts alone."""
@@ -176,10 +181,10 @@ def wait_for(device: Any) -> None:
 
 
 def check_finite(vectors: np.ndarray, weighted: list[bool]) -> None:
-    """InputError where a text that has weight has a vector that is no number."""
+    """InputError where a text that has weight has a vector that is not finite."""
     if not np.isfinite(vectors[np.array(weighted, bool)]).all():
-        raise InputError("model.dtype: a text's hidden states are no finite numbers; use bfloat16 "
-                         "or float32")
+        raise InputError("model.dtype: a text's hidden states are NaN or infinite; use bfloat16 or "
+                         "float32")
 
 
 def is_packed(row: Row) -> bool:
@@ -198,14 +203,19 @@ def separate(row: Row) -> list[Row]:
             for text, weights in zip(row.texts, row.weights, strict=True)]
 
 
-def pad(batch: list[Row]) -> tuple[np.ndarray, np.ndarray]:
+def split(placed: Placed) -> list[Placed]:
+    """A row that is too large in smaller ones, each of one text, or as it is."""
+    if not is_packed(placed.row):
+        return [placed]
+    return [Placed(placed.first + k, row) for k, row in enumerate(separate(placed.row))]
+
+
+def pad(batch: list[Row]) -> tuple[Any, Any]:
     """(ids int64 [S, T], weights float32 [S, 1, T]) of rows of one text without prompt.
 
     Padded on the right, whatever side the tokenizer pads: a causal model then needs no mask.
     """
-    longest = max(map(length, batch))
-    ids = np.zeros((len(batch), longest), np.int64)
-    weights = np.zeros((len(batch), 1, longest), np.float32)
-    for s, row in enumerate(batch):
-        ids[s, : length(row)], weights[s, 0, : length(row)] = row.texts[0], row.weights[0]
-    return ids, weights
+    import torch
+
+    return (padded([row.texts[0] for row in batch]),
+            padded([row.weights[0] for row in batch], dtype=torch.float32)[:, None])

@@ -12,8 +12,8 @@ from adg.models.layers import decoder_layers, watch
 # The weight of a token
 
 _FILLER = re.compile(r"""[\s,.;:!?()\[\]{}"'`~\-_/\\]+""")
-_FIGURE = re.compile(r"[\d%℃°]")
-_FIGURE_WEIGHT = 1.2998046875  # 1.3 in half precision, in which the release holds its weights
+_DIGIT = re.compile(r"[\d%℃°]")
+_DIGIT_WEIGHT = 1.2998046875  # 1.3 in half precision, in which the release holds its weights
 
 
 def content_weights(tokenizer: Any) -> list[float]:
@@ -29,7 +29,7 @@ def content_weights(tokenizer: Any) -> list[float]:
 def _content_weight(text: str) -> float:
     if not text or _FILLER.fullmatch(text):
         return 0.0
-    return _FIGURE_WEIGHT if _FIGURE.search(text) else 1.0
+    return _DIGIT_WEIGHT if _DIGIT.search(text) else 1.0
 
 
 def uniform_weights(tokenizer: Any) -> None:
@@ -66,8 +66,8 @@ class LayerWindows:
         added = self._weights.to(states.device) @ states.float()                       # [S, K, H]
         for number, window in enumerate(self._windows):
             if index in window:
-                known = self._sums[number]
-                self._sums[number] = added if known is None else known.to(states.device) + added
+                total = self._sums[number]
+                self._sums[number] = added if total is None else total.to(states.device) + added
 
     def mean(self, run: Callable[[], Any], weights: Any) -> Any:
         """Means over windows and weighted tokens [S, K, T] of what `run` has the model read.
@@ -81,6 +81,6 @@ class LayerWindows:
         if self._to_the_end:
             self._add(self._last, output.last_hidden_state)
         device = self._sums[0].device
-        total = weights.sum(2, keepdim=True).to(device)                                # [S, K, 1]
-        return torch.stack([own.to(device) / (total * len(window)) for own, window in
+        weight = weights.sum(2, keepdim=True).to(device)                               # [S, K, 1]
+        return torch.stack([total.to(device) / (weight * len(window)) for total, window in
                             zip(self._sums, self._windows, strict=True)], dim=2)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from adg.base.errors import InputError
 from adg.config import Config
+from adg.models.loading import LocalModel
 from adg.prompts import Prompter
 from adg.records import Answer, instruction_text
 from embedding.pooling import TOKEN_WEIGHTS
@@ -19,6 +20,12 @@ class Row(NamedTuple):
     prompt: list[int]  # token ids; read, never averaged
     texts: list[list[int]]  # token ids of each text
     weights: list[list[float]]  # of each token of each text in the text's mean
+
+
+def load_encoder(source: LocalModel, config: Config) -> "Encoder":
+    """What makes rows of texts for a model."""
+    return Encoder(source.tokenizer(), config, longest=source.max_positions,
+                   num_ids=source.described.vocab_size)
 
 
 class Encoder:
@@ -50,14 +57,14 @@ class Encoder:
     def ids_of(self, answers: list[Answer]) -> list[list[int]]:
         """The answers' own token ids, else those of their texts without special tokens.
 
-        InputError where an id is none of the model's.
+        InputError where an id is not one of the model's.
         """
         texts = [answer.text for answer in answers if answer.token_ids is None and answer.text]
-        found = iter(self.control_tokens.encode(texts, add_special_tokens=False)["input_ids"]
-                     if texts else ())
+        tokenised = iter(self.control_tokens.encode(texts, add_special_tokens=False)["input_ids"]
+                         if texts else ())
         ids = [answer.token_ids if answer.token_ids is not None
-               else next(found) if answer.text else [] for answer in answers]
-        highest = max((max(own) for own in ids if own), default=0)
+               else next(tokenised) if answer.text else [] for answer in answers]
+        highest = max((max(tokens) for tokens in ids if tokens), default=0)
         if highest >= self.num_ids:
             raise InputError(f"answers/: token_ids holds {highest}, but the model has "
                              f"{self.num_ids} ids: these answers are another model's")
@@ -66,7 +73,7 @@ class Encoder:
     def cut(self, texts: list[str], limit: int, **options: Any) -> tuple[list[list[int]], int]:
         """(token ids of each text as the tokenizer itself cuts them, how many it cut)."""
         ids = self.control_tokens.encode(texts, **options)["input_ids"]
-        too_long = [i for i, own in enumerate(ids) if len(own) > limit]
+        too_long = [i for i, tokens in enumerate(ids) if len(tokens) > limit]
         for i in too_long:
             ids[i] = self.control_tokens.encode([texts[i]], truncation=True, max_length=limit,
                                                 **options)["input_ids"][0]
@@ -77,8 +84,8 @@ def weigh(row: Row, table: list[float] | None) -> Row:
     """A row with its weights times those of the tokens, in each text where one of them is left."""
     if table is None:
         return row
-    weights = [[weight * table[token] for token, weight in zip(ids, own, strict=True)]
-               for ids, own in zip(row.texts, row.weights, strict=True)]
+    weights = [[weight * table[token] for token, weight in zip(ids, marks, strict=True)]
+               for ids, marks in zip(row.texts, row.weights, strict=True)]
     return row._replace(weights=[new if any(new) else old
                                  for new, old in zip(weights, row.weights, strict=True)])
 
@@ -104,12 +111,12 @@ def paper_answers(records: list[dict], answers: list[list[Answer]],
     Where prompt and answer together are too long the answer loses its end: all of it, if the prompt
     alone leaves no room. An answer without a token has no weight at all.
     """
-    ids = iter(encoder.ids_of([answer for own in answers for answer in own]))
+    ids = iter(encoder.ids_of([answer for drawn in answers for answer in drawn]))
     rows, num_cut = [], 0
-    for record, own in zip(records, answers, strict=True):
+    for record, drawn in zip(records, answers, strict=True):
         prompt, _ = encoder.prompter.fitted(record)
         room = max(0, encoder.max_length - len(prompt))
-        texts = [next(ids) for _ in own]
+        texts = [next(ids) for _ in drawn]
         num_cut += sum(len(text) > room for text in texts)
         texts = [text[:room] for text in texts]
         rows.append(Row(prompt, texts, [[1.0] * len(text) for text in texts]))
@@ -123,7 +130,7 @@ def released_instructions(records: list[dict], encoder: Encoder) -> tuple[list[R
     """
     ids, num_cut = encoder.cut([record["instruction"] for record in records],
                                encoder.instruction_max_length)
-    return [_averaged_whole(own) for own in ids], num_cut
+    return list(map(_averaged_whole, ids)), num_cut
 
 
 def released_answers(records: list[dict], answers: list[list[Answer]],
@@ -133,9 +140,9 @@ def released_answers(records: list[dict], answers: list[list[Answer]],
     No template, no special tokens. An empty answer leaves the instruction alone.
     """
     joined = [f"{record['instruction']} {answer.text}" if answer.text else record["instruction"]
-              for record, own in zip(records, answers, strict=True) for answer in own]
+              for record, drawn in zip(records, answers, strict=True) for answer in drawn]
     ids, num_cut = encoder.cut(joined, encoder.max_length, add_special_tokens=False)
-    return [_averaged_whole(own) for own in ids], num_cut
+    return list(map(_averaged_whole, ids)), num_cut
 
 
 def _averaged_whole(ids: list[int]) -> Row:

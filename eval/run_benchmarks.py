@@ -2,8 +2,8 @@
 
 Reads   models/NAME/                  or the backbone itself, with eval.name=base
         eval.data_dir                 the benchmarks on disk; without it lm-eval asks the hub
-Writes  eval/NAME/<benchmark>.json    lm-eval's result with every question; a benchmark that is
-                                      there is not run again
+Writes  eval/NAME/<benchmark>.json    lm-eval's result with every question; one that exists is
+                                      not run again
         eval/NAME/cache/              answers of a benchmark that was cut short, until it is whole
         eval/NAME/scores.json         the numbers in percent, three groups, their average, and the
                                       standard error of each
@@ -20,14 +20,15 @@ from typing import Any
 
 from adg.base import artifacts, distributed
 from adg.base.distributed import say
+from adg.benchmarks import BENCHMARKS, code_benchmarks
 from adg.config import Config
 from adg.models import folders
 from adg.pipeline import planning, provenance
-from adg.pipeline.checks import check_consent, code_benchmarks
+from adg.pipeline.checks import check_consent
 from adg.pipeline.command import parse_command
 from eval import harness, programs
 from eval.backends import load_model
-from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
+from eval.scores import group_scores, group_stderrs
 
 _BYTES_PER_QUESTION = 20_000  # of lm-eval's result with prompt and answer, about
 
@@ -43,9 +44,9 @@ def main() -> None:
     folder = run.folder / "eval" / config.eval.name
     harness.quiet(offline=config.eval.data_dir is not None)
     sandbox = None  # that programs run in
-    if distributed.rank() == 0 and code_benchmarks(config):
+    if distributed.rank() == 0 and code_benchmarks(config.eval.benchmarks):
         sandbox = programs.choose(config.eval.sandbox)
-    manager, tasks = plan(config) if distributed.rank() == 0 else (None, {})
+    manager, tasks = find_tasks(config) if distributed.rank() == 0 else (None, {})
     if command.dry_run:
         show_plan(run, tasks)
         return
@@ -64,24 +65,24 @@ def main() -> None:
                    scores=summary["scores"], **({"sandbox": sandbox} if sandbox else {}))
 
 
-def plan(config: Config) -> tuple[Any, dict[str, list[str]]]:
+def find_tasks(config: Config) -> tuple[Any, dict[str, list[str]]]:
     """(lm-eval's task manager, the tasks of each benchmark); InputError where data is missing."""
     data_dir = Path(config.eval.data_dir) if config.eval.data_dir else None
     manager = harness.task_manager(data_dir)
     tasks = {name: harness.leaf_tasks(manager, BENCHMARKS[name].task)
              for name in config.eval.benchmarks}
     if data_dir:
-        tasks = {name: harness.require_data(manager, own, data_dir, name)
-                 for name, own in tasks.items()}
+        tasks = {name: harness.require_data(manager, leaves, data_dir, name)
+                 for name, leaves in tasks.items()}
     return manager, tasks
 
 
 def show_plan(run: provenance.StageRun, tasks: dict[str, list[str]]) -> None:
-    """Say what there is to do."""
+    """Print how many questions are left, and what answering them takes."""
     limit, folder = run.config.eval.limit, run.folder / "eval" / run.config.eval.name
     missing = [name for name in tasks if not (folder / f"{name}.json").exists()]
-    questions = {name: min(BENCHMARKS[name].questions, limit * len(tasks[name]) if limit else
-                           BENCHMARKS[name].questions) for name in missing}
+    questions = {name: min(BENCHMARKS[name].size, limit * len(tasks[name]) if limit else
+                           BENCHMARKS[name].size) for name in missing}
     planning.show(run, {"questions": ", ".join(
         f"{name} {number:,} at most" for name, number in questions.items()) or "none"},
         records=sum(questions.values()), disk=sum(questions.values()) * _BYTES_PER_QUESTION)
@@ -100,14 +101,14 @@ def evaluate_missing(missing: list[str], model_path: Path, folder: Path, manager
         model.serve()
         return
     for name in missing:
-        own, model.cache = tasks[name], folder / "cache" / name
-        say(f"[evaluate] {name}: {len(own)} task(s), {BENCHMARKS[name].shots}-shot")
-        result = harness.evaluate(model, own, manager, shots=BENCHMARKS[name].shots,
+        benchmark, model.cache = BENCHMARKS[name], folder / "cache" / name
+        say(f"[evaluate] {name}: {len(tasks[name])} task(s), {benchmark.shots}-shot")
+        result = harness.evaluate(model, tasks[name], manager, shots=benchmark.shots,
                                   limit=config.eval.limit,
                                   max_new_tokens=config.eval.max_new_tokens)
         artifacts.write_json(folder / f"{name}.json", condense(
-            name, own, result, config.eval.backend) | (
-            {"sandbox": sandbox} if name in code_benchmarks(config) else {}))
+            name, tasks[name], result, config.eval.backend) | (
+            {"sandbox": sandbox} if benchmark.code else {}))
         shutil.rmtree(model.cache, ignore_errors=True)
     model.dismiss()
 
@@ -135,7 +136,7 @@ def condense(name: str, tasks: list[str], result: dict, backend: str) -> dict[st
     return {"benchmark": name, "score": 100 * total / questions,
             "stderr": 100 * statistics.stdev(values) / questions**0.5 if questions > 1 else None,
             "metric": benchmark.metric, "shots": benchmark.shots, "backend": backend,
-            "questions": questions, "of_questions": benchmark.questions, "tasks": tasks,
+            "questions": questions, "of_questions": benchmark.size, "tasks": tasks,
             "lm_eval": result}
 
 

@@ -23,60 +23,61 @@ def shared(kind: type) -> type:
 
     Rank 0's is asked by lm-eval; those of the other ranks `serve` until rank 0 calls `dismiss`.
     """
+    return type("SharedLM", (_Shared, kind), {})
 
-    class SharedLM(kind):
-        cache: Path | None = None  # a folder of what was computed, to be set by benchmark
 
-        def loglikelihood(self, requests: list, **_: Any) -> list:
-            return [tuple(result) for result in self._share("loglikelihood", requests)]
+class _Shared:
+    """Before a class of lm-eval's, in its place."""
 
-        def generate_until(self, requests: list, **_: Any) -> list:
-            return self._share("generate_until", requests)
+    cache: Path | None = None  # a folder of what was computed, to be set by benchmark
 
-        def serve(self) -> None:
-            """Compute this rank's share of whatever rank 0 is asked for."""
-            while (work := _scatter(None)) is not None:
-                _gather(self._compute(*work))
+    def loglikelihood(self, requests: list, **_: Any) -> list:
+        return [tuple(result) for result in self._share("loglikelihood", requests)]
 
-        def dismiss(self) -> None:
-            """End `serve` on the other ranks."""
-            _scatter([None] * distributed.world_size())
+    def generate_until(self, requests: list, **_: Any) -> list:
+        return self._share("generate_until", requests)
 
-        def _share(self, method: str, requests: list) -> list:
-            arguments = [request.args for request in requests]
-            results = _remembered(self.cache, method, arguments)
-            rest = [place for place in range(len(requests)) if place not in results]
-            shares = deal([arguments[place][0] for place in rest], distributed.world_size())
-            results |= _gather(self._compute(*_scatter([
-                (method, {rest[i]: arguments[rest[i]] for i in share}, self.cache)
-                for share in shares])))
-            return [results[place] for place in range(len(requests))]
+    def serve(self) -> None:
+        """Compute this rank's share of whatever rank 0 is asked for."""
+        while (work := _scatter(None)) is not None:
+            _gather(self._compute(*work))
 
-        def _compute(self, method: str, arguments: dict[int, tuple],
-                     cache: Path | None) -> dict[int, Any]:
-            """{place: result} of requests, given as {place: arguments}."""
-            from lm_eval.api.instance import Instance
+    def dismiss(self) -> None:
+        """End `serve` on the other ranks."""
+        _scatter([None] * distributed.world_size())
 
-            if not arguments:
-                return {}
-            requests = [Instance(method, {}, values, place)
-                        for place, values in arguments.items()]
-            with _remembering(self, cache, arguments.values()), screen.bars_of_engines():
-                results = getattr(super(), method)(
-                    requests, disable_tqdm=not distributed.shows_bars())
-            return dict(zip(arguments, results, strict=True))
+    def _share(self, method: str, requests: list) -> list:
+        arguments = [request.args for request in requests]
+        results = _remembered(self.cache, method, arguments)
+        rest = [place for place in range(len(requests)) if place not in results]
+        shares = deal([arguments[place][0] for place in rest], distributed.world_size())
+        results |= _gather(self._compute(*_scatter([
+            (method, {rest[i]: arguments[rest[i]] for i in share}, self.cache)
+            for share in shares])))
+        return [results[place] for place in range(len(requests))]
 
-        def _loglikelihood_tokens(self, requests: list[tuple], **options: Any) -> list:
-            """Requests that are too long lose their beginning to the same token in each backend.
+    def _compute(self, method: str, arguments: dict[int, tuple], cache: Path | None
+                 ) -> dict[int, Any]:
+        """{place: result} of requests, given as {place: arguments}."""
+        from lm_eval.api.instance import Instance
 
-            vLLM takes max_length tokens with the one that it has to draw, HFLM one more.
-            """
-            room = self.max_length - 1
-            return super()._loglikelihood_tokens([
-                (texts, context[max(0, len(context) + len(continuation) - room):], continuation)
-                for texts, context, continuation in requests], **options)
+        if not arguments:
+            return {}
+        requests = [Instance(method, {}, values, place) for place, values in arguments.items()]
+        with _remembering(self, cache, arguments.values()), screen.bars_of_engines():
+            results = getattr(super(), method)(
+                requests, disable_tqdm=not distributed.shows_bars())
+        return dict(zip(arguments, results, strict=True))
 
-    return SharedLM
+    def _loglikelihood_tokens(self, requests: list[tuple], **options: Any) -> list:
+        """Requests that are too long lose their beginning to the same token in each backend.
+
+        vLLM takes max_length tokens with the one that it has to draw, HFLM one more.
+        """
+        room = self.max_length - 1
+        return super()._loglikelihood_tokens([
+            (texts, context[max(0, len(context) + len(continuation) - room):], continuation)
+            for texts, context, continuation in requests], **options)
 
 
 def deal(contexts: Sequence[str], ranks: int) -> list[list[int]]:
@@ -88,7 +89,7 @@ def deal(contexts: Sequence[str], ranks: int) -> list[list[int]]:
     places = defaultdict(list)
     for place, context in enumerate(contexts):
         places[context].append(place)
-    work = {context: len(own) * (1 + len(context)) for context, own in places.items()}
+    work = {context: len(asked) * (1 + len(context)) for context, asked in places.items()}
     shares: list[list[int]] = [[] for _ in range(ranks)]
     loads = [(0, rank) for rank in range(ranks)]  # a heap: the rank with the least work so far
     for context in sorted(work, key=work.__getitem__, reverse=True):
@@ -165,12 +166,12 @@ def _remembered(folder: Path | None, method: str, arguments: list[tuple]) -> dic
 
     if folder is None:
         return {}
-    known = {}
+    results = {}
     for path in sorted(folder.glob("*.jsonl")):
         with path.open("a+b", buffering=0) as log:
             lines = artifacts.drop_torn_line(log)
         rows = [artifacts.parse_record(line, f"{path}:{number}")
                 for number, line in enumerate(lines, start=1)]
-        known |= {row["key"]: row["result"] for row in rows}
+        results |= {row["key"]: row["result"] for row in rows}
     keys = [hash_args(method, values) for values in arguments]
-    return {place: known[key] for place, key in enumerate(keys) if key in known}
+    return {place: results[key] for place, key in enumerate(keys) if key in results}

@@ -11,18 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adg.base import artifacts
+from adg.benchmarks import BENCHMARKS
 
 _LONGEST, _SHORTEST = 13, 8  # words
 _WORD = re.compile(r"\w+")
-# {benchmark: (data set, split, fields of the question)}, in the hub's layout
-_QUESTIONS = {
-    "bbh": ("SaylorTwift/bbh", "test", ("input",)),
-    "gsm8k": ("openai/gsm8k", "test", ("question", "answer")),
-    "mmlu": ("cais/mmlu", "test", ("question", "choices")),
-    "truthfulqa_mc2": ("truthfulqa/truthful_qa", "validation", ("question",)),
-    "mbpp": ("google-research-datasets/mbpp", "test", ("text",)),
-    "humaneval": ("openai/openai_humaneval", "test", ("prompt",)),
-}
 
 
 class Overlap(NamedTuple):
@@ -66,11 +58,14 @@ class Benchmarks:
 
 def _questions(data_dir: Path) -> Iterator[tuple[str, str, int, str]]:
     """(benchmark, task, line, text) of each test question at hand."""
-    for benchmark, (data_set, split, fields) in _QUESTIONS.items():
+    for benchmark, row in BENCHMARKS.items():
+        if row.questions is None:
+            continue
+        data_set, split, fields = row.questions
         for path in sorted((data_dir / data_set).glob(f"*/{split}.jsonl")):
-            for number, row in enumerate(artifacts.JsonlRows(path), start=1):
+            for number, question in enumerate(artifacts.JsonlRows(path), start=1):
                 yield benchmark, path.parent.name, number, "\n".join(
-                    _text(row.get(field, "")) for field in fields)
+                    _text(question.get(field, "")) for field in fields)
 
 
 def _text(value: Any) -> str:

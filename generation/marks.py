@@ -4,18 +4,19 @@ from pathlib import Path
 
 from adg.base.errors import InputError
 from adg.config import Config
-from adg.control_tokens import OBEY, control_strings, pattern_of
+from adg.control_tokens import OBEY, pattern_of
+from adg.models.control_strings import control_strings
 from adg.prompts import MARKERS
 
 
 class Marks:
     """The records that hold control tokens of the backbone's tokenizer, or markers of the prompt
-    templates in use: `found` has their ids by kind."""
+    templates in use: `ids` has theirs by kind."""
 
     def __init__(self, config: Config) -> None:
         self._obeyed = config.generation.control_tokens == OBEY
         self._problem: str | None = None  # why control tokens are not looked for
-        self.found: dict[str, list[str]] = {"control_tokens": [], "template_markers": []}
+        self.ids: dict[str, list[str]] = {"control_tokens": [], "template_markers": []}
         try:
             tokens = control_strings(config.model.name_or_path,
                                      trust_remote_code=config.model.trust_remote_code)
@@ -26,7 +27,7 @@ class Marks:
             for marker in MARKERS.get(prompt, ())))
         self._looked_for = [
             (ids, pattern_of(strings).search) for ids, strings in zip(
-                self.found.values(), (tokens, self._markers), strict=True) if strings]
+                self.ids.values(), (tokens, self._markers), strict=True) if strings]
 
     def look_at(self, record: dict) -> None:
         """Note a record's id where its instruction, input or output holds something."""
@@ -35,9 +36,9 @@ class Marks:
             if search(text):
                 ids.append(record["id"])
 
-    def told(self, listed_in: Path) -> list[str]:
-        """What a person should know, a line each."""
-        tokens, markers = map(len, self.found.values())
+    def notes(self, listed_in: Path) -> list[str]:
+        """What was found, in words, a line each."""
+        tokens, markers = map(len, self.ids.values())
         parts = []
         if tokens:
             what = "obeyed, generation.control_tokens" if self._obeyed else "as text"

@@ -5,6 +5,7 @@ last (pool.multi_turn).
 """
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from adg.base.errors import InputError
@@ -29,8 +30,8 @@ class Schema(NamedTuple):
 def _renamed(**names: str) -> Callable[[dict, PoolConfig], dict]:
     """Takes instruction, input and output from fields of other names."""
     def convert(record: dict, settings: PoolConfig) -> dict:
-        own = {key: value for key, value in record.items() if key not in names.values()}
-        return own | {new: record[old] for new, old in names.items() if old in record}
+        others = {key: value for key, value in record.items() if key not in names.values()}
+        return others | {new: record[old] for new, old in names.items() if old in record}
     return convert
 
 
@@ -41,24 +42,24 @@ def _conversation(field: str, speaker: str, text: str) -> Callable[[dict, PoolCo
         if len(turns) > 1 and settings.multi_turn == "reject":
             raise Unusable(f"{len(turns)} turns, and pool.multi_turn is reject")
         asked, answered = turns[-1 if settings.multi_turn == "last" else 0]
-        own = {key: value for key, value in record.items()
-               if key not in ("instruction", "input", "output")}
-        return own | {"instruction": asked, "input": "", "output": answered}
+        others = {key: value for key, value in record.items()
+                  if key not in ("instruction", "input", "output")}
+        return others | {"instruction": asked, "input": "", "output": answered}
     return convert
 
 
 def _turns(messages: Any, speaker: str, text: str) -> list[tuple[str, str]]:
     """(what the user says, what the assistant answers) of each turn."""
-    if not isinstance(messages, list) or not all(isinstance(own, dict) for own in messages):
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise Unusable("the conversation is not a list of messages")
-    said = []
+    spoken = []
     for message in messages:
         role, words = _SPEAKERS.get(message.get(speaker)), message.get(text)
         if role is None or not isinstance(words, str):
             raise Unusable(f"a message without a known {speaker} or without {text}")
         if role != "system":
-            said.append((role, words))
-    turns = [(asked, answered) for (a, asked), (b, answered) in zip(said, said[1:], strict=False)
+            spoken.append((role, words))
+    turns = [(asked, answered) for (a, asked), (b, answered) in pairwise(spoken)
              if (a, b) == ("user", "assistant")]
     if not turns:
         raise Unusable("no message of a user that an assistant answers")

@@ -1,7 +1,7 @@
 """Which encoding the text of a pool's file is in.
 
-Only UTF-8 can be told with certainty. Everything else is a guess by charset-normalizer, which a
-person is told, and which pool.encoding=auto acts on only where no other encoding comes close.
+Only UTF-8 can be recognised with certainty. Everything else is a guess by charset-normalizer, which
+is reported, and which pool.encoding=auto acts on only where no other encoding comes close.
 """
 
 import codecs
@@ -40,14 +40,14 @@ class Guess(NamedTuple):
 
 
 class TextFile:
-    """A file of text in pool.encoding; InputError where that is `auto` and cannot be told."""
+    """A file of text in pool.encoding; InputError where that is `auto` and is not certain."""
 
     def __init__(self, path: Path, encoding: str) -> None:
         self.path = path
-        self.encoding = self._told() if encoding == "auto" else (
+        self.encoding = self._guessed() if encoding == "auto" else (
             UTF_8 if codecs.lookup(encoding).name in ("utf-8", UTF_8) else encoding)
 
-    def _told(self) -> str:
+    def _guessed(self) -> str:
         guess = guess_encoding(self.path)
         if not guess.certain:
             raise InputError(f"pool.encoding is auto, but the encoding of {self.path} is not "
@@ -74,6 +74,11 @@ class TextFile:
         if not names:
             return f"not {name}"
         return f"not {name}, {_either(names)}: try pool.encoding={names[0]}"
+
+
+def kind(path: Path) -> str:
+    """A file's ending, without that of its compression."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
 def opened(path: Path) -> BinaryIO:
@@ -119,12 +124,12 @@ def _sample(file: BinaryIO) -> list[bytes]:
     if b"\0" in start:
         return [start]
     file.seek(0)
-    found, size = [], 0
+    pieces, size = [], 0
     while size < _SAMPLE and (line := file.readline(_SAMPLE)):
         if not line.isascii():
-            found.append(_whole_characters(line))
-            size += len(found[-1])
-    return found
+            pieces.append(_whole_characters(line))
+            size += len(pieces[-1])
+    return pieces
 
 
 def _whole_characters(piece: bytes) -> bytes:
@@ -145,13 +150,13 @@ def _guess(lines: list[bytes]) -> Guess:
     matches = from_bytes(sample, cp_isolation=list(_GUESSED), steps=64, chunk_size=1024,
                          preemptive_behaviour=False)
     rank = {name: number for number, name in enumerate(_GUESSED)}
-    found = []  # (mess, -coherence, preference): one for each text that the bytes could be
+    ranked = []  # (mess, -coherence, preference): one for each text that the bytes could be
     for match in matches:
         names = [name for name in match.could_be_from_charset if name in rank]
-        found.append((round(match.chaos, 3), -round(match.coherence, 3),
-                      min(rank[name] for name in names)))
-    found.sort()
-    certain = bool(found) and -found[0][1] >= _COHERENT and all(
-        other[0] > found[0][0] + _CLOSE for other in found[1:])
-    near = [own for own in found if own[0] <= found[0][0] + _CLOSE]
-    return Guess([_GUESSED[own[2]] for own in near][:_NAMED], certain)
+        ranked.append((round(match.chaos, 3), -round(match.coherence, 3),
+                       min(rank[name] for name in names)))
+    ranked.sort()
+    certain = bool(ranked) and -ranked[0][1] >= _COHERENT and all(
+        mess > ranked[0][0] + _CLOSE for mess, *_ in ranked[1:])
+    near = [preference for mess, _, preference in ranked if mess <= ranked[0][0] + _CLOSE]
+    return Guess([_GUESSED[preference] for preference in near][:_NAMED], certain)

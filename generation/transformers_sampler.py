@@ -5,75 +5,68 @@ Shapes: B answers of a batch, T tokens, V vocabulary, W windows of layers, H hid
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from adg.base import distributed
 from adg.config import Config
-from adg.models import loading
-from adg.models.folders import load_tokenizer
+from adg.models.batches import padded
 from adg.models.layers import decoder_layers, watch
-from generation.answers import Answer, Request, check_states, sampling_windows
+from adg.models.loading import LocalModel
+from generation.samplers import DrawnAnswer, Request, check_states, sampling_windows
 
-_BATCH = 64  # answers that are drawn at once, unless told otherwise
+_BATCH = 64  # answers that are drawn at once, unless configured
 
 
 class TransformersSampler:
     """transformers' generate, in batches with left padding and a random generator per answer."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, source: LocalModel, config: Config) -> None:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
-        self._device = distributed.device()
-        self._model = loading.load_on_device(AutoModelForCausalLM, folder,
-                                             config.sampling_dtype(), config)
-        self._tokenizer = load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
-        self._settings = config.generation
+        self._model = source.load(AutoModelForCausalLM, config.sampling_dtype())
+        self._tokenizer, self._settings = source.tokenizer(), config.generation
         self._ends = self._end_tokens()
         # generate would take what it is not told from the model's own settings
         self._model.generation_config = GenerationConfig()
-        windows = sampling_windows(folder, config)
+        windows = sampling_windows(source, config)
         self._means = AnswerMeans(self._model, windows, self._ends) if windows else None
 
-    def stream(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Answer]]]:
+    def stream(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[DrawnAnswer]]]:
         rows = ((number, request, k) for number, request in enumerate(requests)
                 for k in range(request.num_answers))
-        drawn: dict[int, list[Answer]] = {}
+        drawn: dict[int, list[DrawnAnswer]] = {}
         while batch := list(islice(rows, self._settings.max_num_seqs or _BATCH)):
             answers = self._draw([(request.prompt, request.seed + k) for _, request, k in batch])
-            for (number, request, _), own in zip(batch, answers, strict=True):
-                drawn.setdefault(number, []).append(own)
+            for (number, request, _), answer in zip(batch, answers, strict=True):
+                drawn.setdefault(number, []).append(answer)
                 if len(drawn[number]) == request.num_answers:
                     yield number, drawn.pop(number)
 
-    def _draw(self, rows: list[tuple[list[int], int]]) -> list[Answer]:
+    def _draw(self, rows: list[tuple[list[int], int]]) -> list[DrawnAnswer]:
         import torch
         from transformers import GenerationConfig
 
-        ends = self._ends
-        longest = max(len(ids) for ids, _ in rows)
-        padding = ends[0]
-        tokens = torch.tensor([[padding] * (longest - len(ids)) + ids for ids, _ in rows])  # [B, T]
-        attended = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids, _ in rows])
+        prompts, ends = [ids for ids, _ in rows], self._ends
+        tokens = padded(prompts, side="left", value=ends[0])                            # [B, T]
+        attended = padded([[1] * len(ids) for ids in prompts], side="left")
         if self._means:
             self._means.start()
         with torch.inference_mode():
             output = self._model.generate(
-                tokens.to(self._device), attention_mask=attended.to(self._device),
+                tokens.to(self._model.device), attention_mask=attended.to(self._model.device),
                 logits_processor=self._noise([seed for _, seed in rows]),
                 generation_config=GenerationConfig(
                     max_new_tokens=self._settings.max_new_tokens + bool(self._means),
                     do_sample=False,
                     min_new_tokens=self._settings.min_new_tokens, eos_token_id=ends,
-                    pad_token_id=padding,
+                    pad_token_id=ends[0],
                 ),
             )
-        answers = [self._finish(ids, ends) for ids in output[:, longest:].tolist()]
+        answers = [self._finish(ids, ends) for ids in output[:, tokens.shape[1]:].tolist()]
         return self._means.give_to(answers) if self._means else answers
 
     def _end_tokens(self) -> list[int]:
-        given = self._model.generation_config.eos_token_id
-        ends = given if isinstance(given, list) else [given]
+        configured = self._model.generation_config.eos_token_id
+        ends = configured if isinstance(configured, list) else [configured]
         return [end for end in ends if end is not None] or [self._tokenizer.eos_token_id]
 
     def _noise(self, seeds: list[int]) -> list:
@@ -84,11 +77,11 @@ class TransformersSampler:
                 *([TopKLogitsWarper(settings.top_k)] if settings.top_k else []),
                 TopPLogitsWarper(settings.top_p), _gumbel_noise(seeds)]
 
-    def _finish(self, ids: list[int], ends: list[int]) -> Answer:
+    def _finish(self, ids: list[int], ends: list[int]) -> DrawnAnswer:
         ids = ids[: self._settings.max_new_tokens]
         stop = next((place for place, token in enumerate(ids) if token in ends), None)
         text = self._tokenizer.decode(ids[:stop], skip_special_tokens=True)
-        return Answer(text, "length" if stop is None else "stop", ids[:stop])
+        return DrawnAnswer(text, "length" if stop is None else "stop", ids[:stop])
 
 
 class AnswerMeans:
@@ -125,15 +118,16 @@ class AnswerMeans:
             if index in window:
                 self._sums[number] = self._sums[number] + added
 
-    def give_to(self, answers: list[Answer]) -> list[Answer]:
+    def give_to(self, answers: list[DrawnAnswer]) -> list[DrawnAnswer]:
         """The answers with their vectors; InputError where states and tokens do not match."""
         import torch
 
-        means = torch.stack([own / (self._counts[:, None] * len(window)) for own, window in
+        means = torch.stack([total / (self._counts[:, None] * len(window)) for total, window in
                              zip(self._sums, self._windows, strict=True)], dim=1)       # [B, W, H]
         means = means.cpu().numpy()
         check_states(self._counts.tolist(), [len(answer.token_ids) for answer in answers], means)
-        return [answer._replace(vectors=own) for answer, own in zip(answers, means, strict=True)]
+        return [answer._replace(vectors=vectors)
+                for answer, vectors in zip(answers, means, strict=True)]
 
 
 def _gumbel_noise(seeds: list[int]) -> Any:
@@ -150,8 +144,9 @@ def _gumbel_noise(seeds: list[int]) -> Any:
     class GumbelNoise(LogitsProcessor):
         def __call__(self, input_ids: torch.LongTensor,
                      scores: torch.FloatTensor) -> torch.FloatTensor:
-            uniform = torch.stack([torch.rand(scores.shape[1], dtype=torch.float64, generator=own)
-                                   for own in generators])                                  # [B, V]
+            uniform = torch.stack([torch.rand(scores.shape[1], dtype=torch.float64,
+                                              generator=generator)
+                                   for generator in generators])                            # [B, V]
             noise = -torch.log(-torch.log(uniform.clamp_min(1e-300)))
             return scores.double() + noise.to(scores.device)
 

@@ -1,18 +1,18 @@
 """vLLM's worker, which also averages the hidden states of every answer while it is sampled.
 
 vLLM imports this module by name (worker_cls). Beside the public worker_cls, additional_config and
-collective_rpc it relies on these private parts of vLLM; samplers.py checks that the version is the
-one that they were seen in, before it has this module imported:
+collective_rpc it relies on these private parts of vLLM; vllm_sampler.py checks that the version is
+the one that they were seen in, before it has this module imported:
 
     model.set_aux_hidden_state_layers(layers)       side outputs made for EAGLE-3: entry l is what
                                                     goes into layer l, so the output of layer l - 1
-    model_runner.use_aux_hidden_state_outputs       makes the forward pass hand them out
+    model_runner.use_aux_hidden_state_outputs       makes the forward pass return them
     model_runner.execute_model_state                a step's states between forward and sampling
     model_runner.input_batch, scheduler_output      runner V1: which tokens those are
     execute_model_state.input_batch, req_states     runner V2: the same
     model_runner.discard_request_mask               runner V1: prompts that a step leaves unfinished
-    v1.engine.detokenizer                           in samplers.py: the text of an answer without
-                                                    its surplus token
+    v1.engine.detokenizer                           in vllm_sampler.py: the text of an answer
+                                                    without its surplus token
     request ids                                     "R-xxxxxxxx", and "k_R-xxxxxxxx" for answer k
 
 The state of a token exists once the token is fed to the model, and the last one sampled is never
@@ -36,7 +36,7 @@ from vllm.model_executor.models.interfaces import supports_eagle3
 from vllm.platforms import current_platform
 
 from adg.base.errors import InputError
-from generation.samplers import check_version
+from adg.models.vllm_options import check_version
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as VllmWorker
@@ -49,7 +49,7 @@ _SUFFIX = re.compile(r"-[0-9a-f]{8}$")
 
 
 def check_engine(config: Any) -> None:
-    """InputError where this vLLM, or what it is configured to do, is not what is relied on here."""
+    """InputError where this vLLM, or its configuration, is not what this module relies on."""
     check_version(vllm.__version__)
     if config.parallel_config.pipeline_parallel_size > 1:
         raise InputError(f"embedding.source=sampling does not go with pipeline parallelism, where "
@@ -60,10 +60,10 @@ def check_engine(config: Any) -> None:
 
 
 def check_model(kind: type) -> None:
-    """InputError where a class of models hands out no states of its layers."""
+    """InputError where a class of models does not expose the states of its layers."""
     if not supports_eagle3(kind):
-        raise InputError(f"model.name_or_path: vLLM's {kind.__name__} hands out no hidden states "
-                         f"of its layers while it samples: {_ADVICE}")
+        raise InputError(f"model.name_or_path: vLLM's {kind.__name__} does not expose the "
+                         f"hidden states of its layers while it samples: {_ADVICE}")
 
 
 def check_before_start(folder: str, settings: dict[str, Any]) -> None:
@@ -122,9 +122,9 @@ class AnswerWorker(VllmWorker):
 
     @contextmanager
     def _unfinished_prompts_draw_nothing(self) -> Any:
-        """On a processor: hide the random generators of prompts that a step leaves unfinished.
+        """On a CPU: hide the random generators of prompts that a step leaves unfinished.
 
-        vLLM draws for them too and then rewinds, which a processor's generators cannot.
+        vLLM draws for them too and then rewinds, which a CPU's generators cannot.
         """
         runner = self.model_runner
         if not current_platform.is_cpu() or runner.execute_model_state is None:
@@ -204,9 +204,9 @@ class StateSums:
                 self._counts[name] = self._counts.get(name, 0) + number
             start += scheduled
         if places:
-            states = mean_of(self._there(places))
-            self._sums.index_add_(0, self._there(slots), states)
-            self._last[self._there(ended)] = states[self._there(ends)]
+            states = mean_of(self._on_device(places))
+            self._sums.index_add_(0, self._on_device(slots), states)
+            self._last[self._on_device(ended)] = states[self._on_device(ends)]
 
     def take(self, names: list[str], kept: list[int]) -> tuple[list[int], Any]:
         """As AnswerWorker.fetch_answers, the means as an array; NaN for an answer without a token.
@@ -220,8 +220,8 @@ class StateSums:
         seen = [number for number, count in enumerate(counts) if count]
         means = torch.full((len(names), *self._sums.shape[1:]), torch.nan)
         if seen:
-            rows = self._there([slots[number] for number in seen])
-            over, total = (self._there([values[number] for number in seen]).view(-1, 1, 1)
+            rows = self._on_device([slots[number] for number in seen])
+            over, total = (self._on_device([values[number] for number in seen]).view(-1, 1, 1)
                            for values in (surplus, counts))
             means[seen] = ((self._sums[rows] - self._last[rows] * over) / total).cpu()
         return counts, means.numpy()
@@ -230,12 +230,13 @@ class StateSums:
         if not self._free:
             size = len(self._sums)
             more = torch.zeros(max(size, 64), *self._sums.shape[1:], device=self._device)
-            self._sums, self._last = (torch.cat([own, more]) for own in (self._sums, self._last))
+            self._sums, self._last = (torch.cat([states, more])
+                                      for states in (self._sums, self._last))
             self._free = list(range(size, len(self._sums)))
         slot = self._slots[name] = self._free.pop()
         self._sums[slot] = 0.0
         return slot
 
-    def _there(self, values: list[int]) -> torch.Tensor:
+    def _on_device(self, values: list[int]) -> torch.Tensor:
         on_gpu = self._device.type == "cuda"
         return torch.tensor(values, pin_memory=on_gpu).to(self._device, non_blocking=True)

@@ -117,7 +117,7 @@ def test_killed_and_gone_on_with_another_rank_count(config_file, tmp_path: Path,
      "selection.pre_experience.clusters is 100, but the pool has 10"),
     (["emebd"], "emebd is no stage; did you mean embed"),
     (["--seed", "3"], "--seed is no option; did you mean --seeds? A value of the configuration"),
-    (["embedding.windows.far=[7]"], "embedding.windows.far: there is no layer 7: the model has 5"),
+    (["embedding.windows.far=[7]"], "embedding.windows.far: no layer 7: the model has 5 layers"),
     (["embed"], "embed needs"),
     (["--quiet", "--dry-run"], "--quiet with --dry-run"),
 ])

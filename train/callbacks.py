@@ -1,4 +1,4 @@
-"""What the Trainer tells in a run: progress for people, metrics for machines, whole checkpoints."""
+"""What the Trainer reports in a run: progress for people, metrics for machines, checkpoints."""
 
 import math
 import time
@@ -52,9 +52,9 @@ class Progress(TrainerCallback):
         if distributed.rank() == 0:
             with self._metrics.open("a+b", buffering=0) as log:
                 artifacts.drop_torn_line(log)
-            known = artifacts.JsonlRows(self._metrics)
-            artifacts.write_jsonl(self._metrics, [row for row in known
-                                                  if row["step"] <= state.global_step])
+            rows = [row for row in artifacts.JsonlRows(self._metrics)
+                    if row["step"] <= state.global_step]
+            artifacts.write_jsonl(self._metrics, rows)
 
         self._speed.start(self._tokens[state.global_step])
 
@@ -68,15 +68,15 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None,
                **_: Any) -> None:
-        """InputError, on every rank, where the loss is no number; before a checkpoint is made."""
+        """InputError, on every rank and before a checkpoint, where the loss is NaN or infinite."""
         if not logs or "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
             raise InputError(
                 f"fine-tuning stopped: the loss of step {state.global_step} is {logs['loss']}. No "
-                f"model was saved, and the checkpoints in {args.output_dir} may be spoilt: lower "
+                f"model was saved, and the checkpoints in {args.output_dir} may be corrupt: lower "
                 f"train.learning_rate ({args.learning_rate:g}), use model.dtype=bfloat16 or "
-                f"float32, look at the subset for odd records, and train anew with --overwrite")
+                f"float32, look for odd records in the subset, and train again with --overwrite")
         if distributed.rank() == 0:
             self._bar.set_postfix_str(
                 f"loss {logs['loss']:.3f}, lr {logs['learning_rate']:.1e}, "

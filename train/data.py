@@ -1,14 +1,58 @@
-"""Records to token ids and labels: the loss is on the response only (paper, set-up).
+"""Records as token ids and labels: the loss is on the response only (paper, set-up).
 
 Shapes: B records of a batch, T tokens.
 """
 
+from pathlib import Path
 from typing import Any
 
+from adg.base.distributed import say
+from adg.base.errors import InputError
+from adg.config import Config
+from adg.models.batches import padded
 from adg.prompts import Prompter
+from adg.records import normalise, problem_of, read_source
 
 IGNORED = -100  # the label that the loss leaves out
 NOTHING = {"input_ids": [0], "labels": [IGNORED]}  # a record that no gradient depends on
+
+
+def subset_path(config: Config) -> Path:
+    """The file of the records to train on."""
+    subsets = Path(config.output_dir) / "subsets" / config.selection.name
+    return config.train.subset_file() or subsets / f"{config.train.subset}.json"
+
+
+def read_subset(path: Path) -> list[dict]:
+    """The records of a subset; InputError where one is no Alpaca record."""
+    records = []
+    for record, where in read_source(path):
+        problem = problem_of(record)
+        if problem is not None:
+            _, (kind, number) = where.items()
+            raise InputError(f"{path}: {kind} {number}: {problem}")
+        records.append(normalise(record, len(records)))
+    return records
+
+
+def encode_all(records: list[dict], tokenizer: Any, config: Config) -> tuple[list[dict], dict]:
+    """(examples, counts of what was cut): the records of the subset as ids and labels."""
+    limit = config.train.max_length
+    prompter = Prompter(config.train.prompt, tokenizer, config.generation)
+    encoded = [encode(record, prompter, tokenizer, limit) for record in records]
+    examples = [example for example, _ in encoded if example is not None]
+    cut = sum(was_cut for example, was_cut in encoded if example is not None)
+    left_out = len(records) - len(examples)
+    if cut or left_out:
+        say(f"[finetune] train.max_length: {cut} responses lose their end at {limit} tokens, "
+            f"{left_out} records have no room for a response and are left out")
+    if not records:
+        raise InputError(f"{subset_path(config)} has no records: not every method makes middle and "
+                         f"bottom")
+    if not examples:
+        raise InputError(f"{subset_path(config)}: no record has a response within train.max_length "
+                         f"({limit} tokens)")
+    return examples, {"cut_responses": cut, "left_out": left_out}
 
 
 def encode(record: dict, prompter: Prompter, tokenizer: Any,
@@ -30,15 +74,8 @@ def encode(record: dict, prompter: Prompter, tokenizer: Any,
 
 def collate(examples: list[dict[str, list[int]]]) -> dict[str, Any]:
     """Right-padded tensors input_ids, attention_mask and labels, each [B, T]."""
-    import torch
-
-    longest = max(len(example["input_ids"]) for example in examples)
-
-    def padded(rows: list[list[int]], filler: int) -> Any:
-        return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
-
     return {
-        "input_ids": padded([example["input_ids"] for example in examples], 0),
-        "attention_mask": padded([[1] * len(example["input_ids"]) for example in examples], 0),
-        "labels": padded([example["labels"] for example in examples], IGNORED),
+        "input_ids": padded([example["input_ids"] for example in examples]),
+        "attention_mask": padded([[1] * len(example["input_ids"]) for example in examples]),
+        "labels": padded([example["labels"] for example in examples], value=IGNORED),
     }

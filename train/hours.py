@@ -51,8 +51,8 @@ def estimate(order: Order, num_weights: int, described: Any, sharding: dict, *,
     step = bytes_per_step(num_weights, sharding.get("zero_optimization", {}).get("stage", 0),
                           passes=len(order.steps[0]) // order.ranks, ranks=order.ranks,
                           bytes_per_weight=2)
-    found = planning.duration(seconds(flops, len(order.steps) * step, nodes=nodes))
+    duration = planning.duration(seconds(flops, len(order.steps) * step, nodes=nodes))
     rate = NVLINK if nodes == 1 else NETWORK
     moved = f" and {step / 1e9:.0f} GB a step at {rate / 1e9:.0f} GB/s" if order.ranks > 1 else ""
-    return (f"about {found} on {order.ranks} H100, by arithmetic and not measured: "
+    return (f"about {duration} on {order.ranks} H100, by arithmetic and not measured: "
             f"{REACHED:.0%} of {PEAK / 1e12:.0f} TFLOP/s{moved}")

@@ -40,19 +40,19 @@ def estimate(num_weights: int, described: Any, sharding: dict, *, bytes_per_weig
     stage = zero.get("stage", 0)
     summed = _BYTES.get(sharding.get("data_types", {}).get("grad_accum_dtype"), bytes_per_weight)
     widths = {"weights": bytes_per_weight, "gradients": summed, "optimiser": _MASTER_BYTES}
-    own = {name: num_weights * width // (ranks if stage >= _SHARDED_FROM[name] else 1)
-           for name, width in widths.items()}
+    parts = {name: num_weights * width // (ranks if stage >= _SHARDED_FROM[name] else 1)
+             for name, width in widths.items()}
     offloaded, host = [], 0
     if _is_offloaded(zero, "offload_optimizer"):
         offloaded.append("optimiser")
-        host += own["optimiser"] * 4 // _MASTER_BYTES  # the optimiser's gradient
+        host += parts["optimiser"] * 4 // _MASTER_BYTES  # the optimiser's gradient
         if stage >= 3 or summed == bytes_per_weight:
             offloaded.append("gradients")
     if _is_offloaded(zero, "offload_param"):
         offloaded.append("weights")
-    host += sum(own[name] for name in offloaded)
-    own |= dict.fromkeys(offloaded, 0)
-    return Memory(**own, host=host, activations=_activations(
+    host += sum(parts[name] for name in offloaded)
+    parts |= dict.fromkeys(offloaded, 0)
+    return Memory(**parts, host=host, activations=_activations(
         described, tokens, bytes_per_weight, checkpointing=checkpointing))
 
 

@@ -22,7 +22,7 @@ def clear_abandoned_locks() -> None:
                 say(f"[finetune] {lock} was left by a compilation that was killed: removed")
                 break
             if not said:
-                say(f"[finetune] waits for another compilation of {lock.parent.name}, "
+                say(f"[finetune] waiting for another compilation of {lock.parent.name}, "
                     f"{ABANDONED / 60:.0f} minutes at most; if there is none, remove {lock}")
                 said = True
             time.sleep(0.2)
@@ -31,9 +31,8 @@ def clear_abandoned_locks() -> None:
 def _locks() -> list[Path]:
     from torch.utils.cpp_extension import get_default_build_root
 
-    given = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if given:
-        return sorted(Path(given).glob("*/lock"))
+    if folder := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return sorted(Path(folder).glob("*/lock"))
     return sorted(Path(get_default_build_root()).glob("*/*/lock"))  # by version of Python and CUDA
 
 

@@ -19,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from adg.base import distributed
 from adg.config import Config
 from adg.config_sections import SCHEDULES
+from adg.models.loading import LocalModel
 from train.batches import Order, passes
 from train.data import NOTHING, collate
 
@@ -45,16 +46,33 @@ class OrderedTrainer(Trainer):
                 for batch in batches], number
 
 
-def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path, order: Order,
-                  sharding: dict, config: Config, callbacks: list[TrainerCallback]) -> Trainer:
-    """The Trainer of the model in `folder`; `sharding` is DeepSpeed's configuration."""
+def build_trainer(source: LocalModel, tokenizer: Any, examples: list[dict], work: Path,
+                  order: Order, sharding: dict, config: Config,
+                  callbacks: list[TrainerCallback]) -> Trainer:
+    """The Trainer of a model; `sharding` is DeepSpeed's configuration."""
     import deepspeed
 
-    settings, remote = config.train, config.model.trust_remote_code
     # before the arguments, from which on every model that is made is cut by ranks (ZeRO-3)
-    buffers = computed_buffers(folder, trust_remote_code=remote)
+    buffers = computed_buffers(source)
+    arguments = arguments_of(work, order, sharding, config)
+    deepspeed.init_distributed(verbose=False)  # before ZeRO-3 cuts the model by ranks as it loads
+    dtype = torch.float32 if config.model.dtype == "float16" else getattr(torch, config.model.dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.folder, dtype=dtype, trust_remote_code=source.trust_remote_code, use_cache=False)
+    restore_buffers(model, buffers)
+    trainer = OrderedTrainer(order, model=model, args=arguments, train_dataset=examples,
+                             data_collator=collate, processing_class=tokenizer, callbacks=callbacks)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    return trainer
+
+
+def arguments_of(work: Path, order: Order, sharding: dict, config: Config) -> TrainingArguments:
+    """The Trainer's settings: the paper's optimiser and schedule, batches as `order` shares them.
+    """
+    settings = config.train
     accumulated = passes(settings.batch_size, settings.per_device_batch_size, order.ranks)
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(work), num_train_epochs=1, seed=config.train_seed(),
         per_device_train_batch_size=-(-settings.batch_size // (order.ranks * accumulated)),
         gradient_accumulation_steps=accumulated, learning_rate=settings.learning_rate,
@@ -68,24 +86,15 @@ def build_trainer(folder: Path, tokenizer: Any, examples: list[dict], work: Path
         report_to=list(settings.report_to), run_name=config.train.name,
         use_cpu=not distributed.on_gpu(), disable_tqdm=True,
     )
-    deepspeed.init_distributed(verbose=False)  # before ZeRO-3 cuts the model by ranks as it loads
-    dtype = torch.float32 if config.model.dtype == "float16" else getattr(torch, config.model.dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, trust_remote_code=remote, use_cache=False)
-    restore_buffers(model, buffers)
-    trainer = OrderedTrainer(order, model=model, args=arguments, train_dataset=examples,
-                             data_collator=collate, processing_class=tokenizer, callbacks=callbacks)
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    return trainer
 
 
-def computed_buffers(folder: Path, *, trust_remote_code: bool) -> dict[str, torch.Tensor]:
+def computed_buffers(source: LocalModel) -> dict[str, torch.Tensor]:
     """The tensors that a model computes when it is made and does not store, such as the frequencies
     of rotary positions, by name."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    remote = source.trust_remote_code
+    config = AutoConfig.from_pretrained(source.folder, trust_remote_code=remote)
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)
     stored = model.state_dict().keys()
     return {name: tensor for name, tensor in model.named_buffers() if name not in stored}
 

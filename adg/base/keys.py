@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -22,7 +22,7 @@ class Limits(NamedTuple):
     most: float | None = None
     above: float | None = None
     below: float | None = None
-    choices: tuple[str, ...] | None = None
+    choices: Collection[str] | None = None
 
     def hold(self, value: Any) -> bool:
         """Whether a value other than None is allowed."""
@@ -47,7 +47,7 @@ class Limits(NamedTuple):
 
 def key(default: Any, about: str, *, tuning: bool = False, path: bool = False,
         least: float | None = None, most: float | None = None, above: float | None = None,
-        below: float | None = None, choices: Iterable[str] | None = None,
+        below: float | None = None, choices: Collection[str] | None = None,
         compared: bool = True) -> Any:
     """A key with its default and what it is, units included, and what limits its value.
 
@@ -55,7 +55,7 @@ def key(default: Any, about: str, *, tuning: bool = False, path: bool = False,
     (adg.base.paths). `compared`: a difference in it makes a table's row differ from the paper's.
     The limits are those of `Limits`; a key whose type allows None may also be None.
     """
-    limits = Limits(least, most, above, below, None if choices is None else tuple(choices))
+    limits = Limits(least, most, above, below, choices)
     metadata = {"about": about, "tuning": tuning, "path": path, "compared": compared,
                 "limits": limits}
     if isinstance(default, list | dict):
@@ -95,26 +95,6 @@ def listed(words: Iterable[str]) -> str:
     """"a, b or c"."""
     *most, last = words
     return f"{', '.join(most)} or {last}" if most else last
-
-
-def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """InputError where a value is none of the allowed ones."""
-    require(value in allowed, key, value, " or ".join(allowed))
-
-
-def positive_or_none(key: str, value: int | None) -> None:
-    """InputError where a number is neither null nor 1 or more."""
-    require(value is None or value >= 1, key, value, "null or 1 or more")
-
-
-def seed_or_none(key: str, value: int | None) -> None:
-    """InputError where a value is neither null nor a seed."""
-    require(value is None or 0 <= value < 2**32, key, value, "from 0 to below 2**32")
-
-
-def dtype_or_none(key: str, value: str | None) -> None:
-    """InputError where a value is neither null nor a type of weights."""
-    require(value is None or value in DTYPES, key, value, "null or " + " or ".join(DTYPES))
 
 
 def is_name(value: str) -> bool:

@@ -1,24 +1,34 @@
-"""What chooses the records of the subsets: the values of selection.method, a file each."""
+"""The selection methods by the values of selection.method: a file each."""
 
-from collections.abc import Callable
-from pathlib import Path
+from adg.methods import (
+    compression,
+    controls,
+    divergence,
+    ifd,
+    mig,
+    pre_experience,
+    scar,
+    superfiltering,
+)
+from adg.methods.method import Method
 
-from adg.config import Config
-from adg.methods.choice import Choice
-from adg.methods.compression import choose_by_compression
-from adg.methods.controls import choose_all, choose_at_random, choose_longest
-from adg.methods.divergence import choose_by_divergence
-from adg.methods.ifd import choose_by_ifd
-from adg.methods.mig import choose_by_information_gain
-from adg.methods.pre_experience import choose_for_pre_experience
-from adg.methods.scar import choose_by_style
-from adg.methods.superfiltering import choose_by_superfiltering, choose_by_superfiltering_d
-from adg.records import Pool
-
-METHODS: dict[str, Callable[[Path, Pool, Config], Choice]] = {
-    "adg": choose_by_divergence, "random": choose_at_random, "longest": choose_longest,
-    "all": choose_all, "ifd": choose_by_ifd, "pre_experience": choose_for_pre_experience,
-    "superfiltering": choose_by_superfiltering, "superfiltering_d": choose_by_superfiltering_d,
-    "zip": choose_by_compression, "mig": choose_by_information_gain,
-    "scar": choose_by_style,
+METHODS: dict[str, Method] = {
+    "adg": divergence.METHOD,
+    "random": controls.RANDOM,
+    "longest": controls.LONGEST,
+    "all": controls.ALL,
+    "ifd": ifd.METHOD,
+    "pre_experience": pre_experience.METHOD,
+    "superfiltering": superfiltering.METHOD,
+    "superfiltering_d": superfiltering.METHOD_D,
+    "zip": compression.METHOD,
+    "mig": mig.METHOD,
+    "scar": scar.METHOD,
 }
+
+
+def outside_inputs() -> tuple[str, ...]:
+    """The names of all that methods read from outside the run folder."""
+    return tuple(dict.fromkeys(
+        name for method in METHODS.values()
+        for name in (*(method.measure.models if method.measure else ()), *method.files)))

@@ -11,15 +11,15 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from adg.base.distributed import progress, say
-from adg.config import Config
-from adg.methods.choice import Choice, without_divergence
-from adg.records import Pool, instruction_text
+from adg.base.keys import key, require
+from adg.methods.method import Choice, Method, Task, without_divergence
+from adg.records import instruction_text
 
 _LEVEL = 9
 
@@ -33,6 +33,27 @@ class Recipe(NamedTuple):
 
 RECIPES = {"intended": Recipe(repeats=False, whole_rounds=False),
            "released": Recipe(repeats=True, whole_rounds=True)}
+
+
+@dataclass
+class ZipConfig:
+    recipe: str = key("intended", "intended (exactly the budget, no record twice) or released "
+                                   "(rounded up to whole rounds; where candidates run out, some "
+                                   "come twice)", choices=RECIPES)
+    candidates: int = key(10000, "records of the lowest ratio that a round tries (k1)")
+    shortlist: int = key(200, "of these, the lowest with all that is picked, from which a round "
+                               "picks (k2)")
+    picks_per_round: int = key(100, "picks of a round (k3)", least=1)
+    source: str | None = key(None, "what each record's text, which is compressed, names as its "
+                                    "source; null: the pool's file name without its ending",
+                             compared=False)
+
+    def __post_init__(self) -> None:
+        low, middle, high = self.picks_per_round, self.shortlist, self.candidates
+        require(middle >= low, "selection.zip.shortlist", middle,
+                f"at least selection.zip.picks_per_round ({low})")
+        require(high >= middle, "selection.zip.candidates", high,
+                f"at least selection.zip.shortlist ({middle})")
 
 
 class Prefix:
@@ -124,9 +145,10 @@ def _pick_greedily(texts: Sequence[bytes], listed: list[int], size: int,
 def _ratios_with(prefix: Prefix, texts: Sequence[bytes], rows: Sequence[int],
                  workers: ThreadPoolExecutor) -> np.ndarray:
     """The ratio of the prefix with each row alone, float32 [len(rows)], in as many threads as there
-    are processors: zlib works without the interpreter's lock."""
+    are CPUs: zlib works without the interpreter's lock."""
     pieces = np.array_split(np.asarray(rows), 4 * len(os.sched_getaffinity(0)))
-    parts = workers.map(lambda own: [prefix.ratio_with(texts[row]) for row in own.tolist()], pieces)
+    parts = workers.map(
+        lambda piece: [prefix.ratio_with(texts[row]) for row in piece.tolist()], pieces)
     return np.array([ratio for part in parts for ratio in part], dtype=np.float32)
 
 
@@ -142,35 +164,53 @@ def as_sharegpt(record: dict, position: int, source: str) -> dict:
         {"from": "gpt", "value": record["output"]}], "source": source}
 
 
-def choose_by_compression(folder: Path, pool: Pool, config: Config) -> Choice:
-    """Method zip: top in the order of the picks, the score the ratio at the pick; no controls."""
-    settings = config.selection.zip
+def choose_by_compression(task: Task) -> Choice:
+    """Top in the order of the picks, the score the ratio at the pick; no controls."""
+    settings = task.settings
     texts = [repr(as_sharegpt(record, row, settings.source)).encode()
-             for row, record in enumerate(pool)]
+             for row, record in enumerate(task.pool)]
     if settings.candidates > len(texts):
         say(f"[select] note: selection.zip.candidates is {settings.candidates:,}, more than the "
-            f"{len(texts):,} records: all are looked at in each round")
+            f"{len(texts):,} records: each round tries them all")
     rounds = []
-    with progress("select", config.selection.budget) as bar:
-        for found in pick_in_rounds(
-                texts, config.selection.budget, recipe=RECIPES[settings.recipe],
+    with progress("select", task.budget) as bar:
+        for picked in pick_in_rounds(
+                texts, task.budget, recipe=RECIPES[settings.recipe],
                 candidates=settings.candidates, shortlist=settings.shortlist,
                 picks_per_round=settings.picks_per_round):
-            rounds.append(found)
-            bar.update(len(found.rows))
-    rows = [row for found in rounds for row in found.rows]
-    reopened = sum(found.reopened for found in rounds)
-    if reopened:
-        say(f"[select] note: before {reopened} of {len(rounds)} rounds too few records were left: "
-            f"those that earlier rounds had turned down were tried again")
-    repeated = len(rows) - len(set(rows))
-    if repeated:
-        say(f"[select] note: {repeated} of the {len(rows)} picks had been picked before (recipe "
-            f"released, where too few candidates are left)")
-    scores = np.full(len(pool), np.nan)
-    for row, ratio in zip(reversed(rows), (low for found in reversed(rounds)
-                                           for low in reversed(found.ratios)), strict=True):
+            rounds.append(picked)
+            bar.update(len(picked.rows))
+    rows = [row for picked in rounds for row in picked.rows]
+    reopened, repeated = sum(picked.reopened for picked in rounds), len(rows) - len(set(rows))
+    _say_what_came_again(len(rounds), reopened, len(rows), repeated)
+    scores = np.full(len(texts), np.nan)
+    for row, ratio in zip(reversed(rows), (low for picked in reversed(rounds)
+                                           for low in reversed(picked.ratios)), strict=True):
         scores[row] = ratio  # of a repeated pick the first counts
-    return without_divergence(pool, (rows, (), ()), {
+    return without_divergence(task.pool, (rows, (), ()), {
         "rounds": len(rounds), "reopened": reopened,
         "repeated": repeated, "zlib": zlib.ZLIB_RUNTIME_VERSION}, score=scores)
+
+
+def _say_what_came_again(num_rounds: int, reopened: int, num_picks: int, repeated: int) -> None:
+    if reopened:
+        say(f"[select] note: before {reopened} of {num_rounds} rounds too few records were left: "
+            f"those that earlier rounds had turned down were tried again")
+    if repeated:
+        say(f"[select] note: {repeated} of the {num_picks} picks had been picked before (recipe "
+            f"released, where too few candidates are left)")
+
+
+def fill_in(settings: ZipConfig, pool: str) -> None:
+    """A record's source is the pool, where none is given."""
+    if settings.source is None:
+        settings.source = pool.split(".")[0]
+
+
+METHOD = Method(
+    "ZIP",
+    lambda told: ("Chosen for variety by compression (ZIP): round after round those records that "
+                  "zlib compresses least together with all that was chosen before, and with each "
+                  "other."),
+    choose_by_compression, section="zip", settings=ZipConfig, keys=("selection.zip",),
+    fill_in=fill_in)

@@ -1,19 +1,26 @@
-"""The methods random, longest and all: controls that need the pool only."""
+"""Methods random, longest and all: controls that need the pool only."""
 
 import random
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from adg.config import Config
-from adg.methods.choice import Choice, without_divergence
-from adg.records import Pool
+from adg.base.keys import MAX_SEED, key
+from adg.methods.method import Choice, Method, Task, without_divergence
 from adg.selection import select_paper
 
 
-def choose_at_random(folder: Path, pool: Pool, config: Config) -> Choice:
-    """Method random: top, middle and bottom are disjoint draws without replacement, by the seed."""
-    draw, budget = random.Random(config.selection_seed()), config.selection.budget
+@dataclass
+class RandomConfig:
+    """Keys of selection itself."""
+
+    seed: int | None = key(None, "random: of the draw; null: seed", least=0, most=MAX_SEED,
+                            compared=False)
+
+
+def choose_at_random(task: Task) -> Choice:
+    """Top, middle and bottom are disjoint draws without replacement, by the seed."""
+    draw, pool, budget = random.Random(task.seed), task.pool, task.budget
     top = draw.sample(range(len(pool)), budget)
     rest = np.setdiff1d(np.arange(len(pool)), top).tolist()
     size = min(budget, len(rest) // 2)
@@ -21,13 +28,20 @@ def choose_at_random(folder: Path, pool: Pool, config: Config) -> Choice:
     return without_divergence(pool, (top, controls[:size], controls[size:]), {})
 
 
-def choose_longest(folder: Path, pool: Pool, config: Config) -> Choice:
-    """Method longest: the score is the length of the record's output in characters; no bins."""
-    lengths = np.array([len(record["output"]) for record in pool], dtype=np.float64)
-    subsets = select_paper(lengths, np.zeros(len(pool), dtype=int), config.selection.budget)
-    return without_divergence(pool, subsets, {}, score=lengths)
+def choose_longest(task: Task) -> Choice:
+    """The score is the length of the record's output in characters; no bins."""
+    lengths = np.array([len(record["output"]) for record in task.pool], dtype=np.float64)
+    subsets = select_paper(lengths, np.zeros(len(lengths), dtype=int), task.budget)
+    return without_divergence(task.pool, subsets, {}, score=lengths)
 
 
-def choose_all(folder: Path, pool: Pool, config: Config) -> Choice:
-    """Method all: top is the whole pool, whatever the budget; the controls are empty."""
-    return without_divergence(pool, (range(len(pool)), (), ()), {})
+def choose_all(task: Task) -> Choice:
+    """Top is the whole pool, whatever the budget; the controls are empty."""
+    return without_divergence(task.pool, (range(len(task.pool)), (), ()), {})
+
+
+RANDOM = Method("Random", lambda told: "Drawn at random, without replacement.", choose_at_random,
+                settings=RandomConfig, keys=("selection.seed",))
+LONGEST = Method("Longest", lambda told: "The records with the longest outputs, in characters.",
+                 choose_longest)
+ALL = Method("All Data", lambda told: "The whole pool.", choose_all, heeds_budget=False)

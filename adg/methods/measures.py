@@ -1,36 +1,30 @@
-"""What stage measure wrote of each record: rows in pool order, and vectors of some methods."""
+"""What stage measure wrote of each record: rows in pool order, and vectors of some methods.
+
+Shapes: N records of the pool, n of them, H dimensions of a vector.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from adg.base import arrays, artifacts
 from adg.base.errors import InputError
-from adg.config import Config
 from adg.records import Pool
 
 _BLOCK = 1 << 13  # vectors that are read at once
-VECTOR = "vector"  # key of what a measurer finds out that is kept as an array, a row of [H] each
-
-
-def folder_of(run: Path, config: Config) -> Path:
-    """The folder of the configured measure."""
-    return run / "measures" / config.selection.measure
 
 
 class Measures(artifacts.JsonlRows):
-    """The rows of measures/NAME/, each checked against its record of the pool."""
+    """The rows of measures/NAME/, each checked against its record of the pool, and vectors."""
 
-    def __init__(self, run: Path, pool: Pool, config: Config) -> None:
-        self.folder = folder_of(run, config)
-        super().__init__(self.folder)
+    def __init__(self, folder: Path, pool: Pool) -> None:
+        self.folder = folder
+        super().__init__(folder)
         self._pool = pool
         if len(self) != len(pool):
-            raise InputError(f"{self.folder}/ holds {len(self)} rows, but pool.jsonl has "
-                             f"{len(pool)} records: it belongs to another pool, or a chunk is "
-                             f"missing")
+            raise InputError(f"{folder}/ holds {len(self)} rows, but pool.jsonl has {len(pool)} "
+                             f"records: it belongs to another pool, or a chunk is missing")
 
     def checked(self, *names: str) -> Iterator[tuple[dict, str]]:
         """(row, where it stands) of each record in pool order; InputError where a row is another
@@ -41,29 +35,26 @@ class Measures(artifacts.JsonlRows):
                                  f"row of pool.jsonl: this is the measure of another pool")
             for name in names:
                 if name not in row:
-                    raise InputError(f"{where}: {name} is not there: this is the measure of "
-                                     f"another method, or mend the row")
+                    raise InputError(f"{where}: {name} is missing: this is the measure of "
+                                     f"another method, or the row must be fixed")
             yield row, where
 
-    def columns(self, *names: str) -> list[list[Any]]:
-        """The values [N] of each of `names`, in pool order; InputError where a row lacks one."""
-        rows = [[row[name] for name in names] for row, _ in self.checked(*names)]
-        return [list(values) for values in zip(*rows, strict=True)]
-
     def numbers(self, *names: str) -> list[np.ndarray]:
-        """Columns of numbers, float64 [N] each; NaN where there is none."""
-        return [np.array(values, dtype=np.float64) for values in self.columns(*names)]
+        """The values of each of `names` in pool order, float64 [N] each; NaN where there is none.
+        """
+        rows = [[row[name] for name in names] for row, _ in self.checked(*names)]
+        return [np.array(values, dtype=np.float64) for values in zip(*rows, strict=True)]
 
     def vectors(self, rows: np.ndarray | None = None) -> np.ndarray:
         """The vectors of some records, or of all, float32 [n, H]."""
         blocks = arrays.array_blocks(self.folder, len(self), row_dims=1, block_size=_BLOCK)
         if rows is None:
             return np.concatenate([arrays.read_block(block) for block in blocks])
-        found, start = [], 0
+        parts, start = [], 0
         for block in blocks:
-            own = arrays.read_block(block)
-            here = np.flatnonzero((rows >= start) & (rows < start + len(own)))
-            found.append((here, own[rows[here] - start]))
-            start += len(own)
-        order = np.concatenate([here for here, _ in found])
-        return np.concatenate([own for _, own in found])[np.argsort(order)]
+            values = arrays.read_block(block)
+            here = np.flatnonzero((rows >= start) & (rows < start + len(values)))
+            parts.append((here, values[rows[here] - start]))
+            start += len(values)
+        order = np.concatenate([here for here, _ in parts])
+        return np.concatenate([values for _, values in parts])[np.argsort(order)]

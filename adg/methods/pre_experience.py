@@ -3,35 +3,93 @@
 Shapes: N records of the pool, H dimensions of a vector.
 """
 
+import math
 import warnings
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adg.base.distributed import say
-from adg.config import Config
-from adg.methods.choice import Choice, without_divergence
-from adg.methods.measures import Measures
-from adg.records import Pool
+from adg.base.keys import DTYPES, key, require
+from adg.methods.losses import PROMPT, TEMPLATES, filled
+from adg.methods.method import (
+    VECTOR,
+    Choice,
+    Measure,
+    Method,
+    Task,
+    at_most,
+    measured,
+    without_divergence,
+)
+from adg.models.causal import CausalModel, Text
+
+if TYPE_CHECKING:
+    from adg.models.loader import Loader
 
 
-def choose_for_pre_experience(folder: Path, pool: Pool, config: Config) -> Choice:
-    """Method pre_experience: some of each cluster of the instructions, whatever the budget.
+@dataclass
+class PreExperienceConfig:
+    model_name_or_path: str | None = key(None, "what measures; null: the backbone", path=True)
+    dtype: str | None = key("float32", "its weights (float32: as the release has it); null: "
+                                       "model.dtype", choices=DTYPES)
+    prompt: str = key("alpaca", PROMPT, choices=TEMPLATES)
+    max_length: int = key(512, "tokens of a filled-in template; longer ones lose their end",
+                          least=2)
+    clusters: int = key(100, "k-means clusters of the instructions' vectors", least=1)
+    per_cluster: int = key(10, "records of each; a smaller cluster goes whole", least=1)
+    low_percentile: float = key(25.0, "of the perplexities in a cluster: none below is taken",
+                                least=0, most=100)
+    high_percentile: float = key(75.0, "of the perplexities in a cluster: none above is taken",
+                                 least=0, most=100)
+    num_init: int = key(10, "starts of k-means, of which the best is kept: scikit-learn's default "
+                             "before 1.4, 1 from then on", least=1)
+    random_state: int = key(0, "seed of k-means", least=0)
+
+    def __post_init__(self) -> None:
+        low, high = self.low_percentile, self.high_percentile
+        require(low <= high, "selection.pre_experience.high_percentile", high,
+                f"from low_percentile ({low:g}) to 100")
+
+
+class PromptMeasurer:
+    """Records to the perplexity and the mean vector of their filled-in template, without output."""
+
+    def __init__(self, model: CausalModel, prompt: str, limit: int) -> None:
+        self._model, self._prompt, self._limit = model, prompt, limit
+
+    def measure(self, records: list[dict]) -> list[dict]:
+        """A row for each record."""
+        prompts = filled(TEMPLATES[self._prompt], records)
+        texts = [Text(ids) for ids in self._model.ids(prompts, [self._limit] * len(prompts))]
+        return [{"perplexity": math.exp(reading.loss), VECTOR: reading.vector}
+                for reading in self._model.read(texts)]
+
+
+def load(loader: "Loader", settings: PreExperienceConfig) -> PromptMeasurer:
+    """What measures perplexities and vectors of instructions."""
+    model = loader.causal("measure.model", settings.dtype, settings.max_length,
+                          "selection.pre_experience.max_length", vectors=True)
+    return PromptMeasurer(model, settings.prompt, settings.max_length)
+
+
+def choose_for_pre_experience(task: Task) -> Choice:
+    """Some of each cluster of the instructions, whatever the budget.
 
     The controls are empty; a record's bin is its cluster.
     """
-    settings = config.selection.pre_experience
-    measures = Measures(folder, pool, config)
+    settings, measures = task.settings, task.measures()
     perplexities, = measures.numbers("perplexity")
     labels = cluster(measures.vectors(), settings.clusters, num_init=settings.num_init,
                      random_state=settings.random_state)
     top = sample_clusters(labels, perplexities, settings.per_cluster,
                           percentiles=(settings.low_percentile, settings.high_percentile))
-    found = len(np.unique(labels))
-    if found < settings.clusters:
-        say(f"[select] note: the instructions' vectors make {found} clusters, not "
+    num_clusters = len(np.unique(labels))
+    if num_clusters < settings.clusters:
+        say(f"[select] note: the instructions' vectors make {num_clusters} clusters, not "
             f"{settings.clusters}: too many are the same")
-    return without_divergence(pool, (top, (), ()), {"clusters": found}, bin=labels,
+    return without_divergence(task.pool, (top, (), ()), {"clusters": num_clusters}, bin=labels,
                               perplexity=perplexities)
 
 
@@ -58,9 +116,28 @@ def sample_clusters(labels: np.ndarray, perplexities: np.ndarray, per_cluster: i
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         if len(rows) >= per_cluster:
-            own = perplexities[rows]
-            low, high = np.percentile(own, percentiles)
-            rows = rows[(own >= low) & (own <= high)]
+            values = perplexities[rows]
+            low, high = np.percentile(values, percentiles)
+            rows = rows[(values >= low) & (values <= high)]
             rows = rows[:: max(1, len(rows) // per_cluster)][:per_cluster]
         chosen.append(rows)
     return np.concatenate(chosen)
+
+
+_SECTION = "selection.pre_experience"
+METHOD = Method(
+    "Pre-experience (IFD)",
+    lambda told: (f"What IFD's pre-experienced model is fine-tuned on: some records of each of "
+                  f"{told.settings.clusters} k-means clusters of the instructions' vectors, of "
+                  f"middling perplexity, both of {told.model}."),
+    choose_for_pre_experience, section="pre_experience", settings=PreExperienceConfig,
+    keys=tuple(f"{_SECTION}.{name}" for name in (
+        "clusters", "per_cluster", "low_percentile", "high_percentile", "num_init",
+        "random_state")),
+    reads=measured, heeds_budget=False,
+    check_sizes=lambda settings, budget, num_records: at_most(
+        f"{_SECTION}.clusters", settings.clusters, num_records),
+    measure=Measure(
+        {"": load}, models={"measure.model": f"{_SECTION}.model_name_or_path"},
+        keys=("model.dtype", "model.trust_remote_code", f"{_SECTION}.dtype", f"{_SECTION}.prompt",
+              f"{_SECTION}.max_length"), vectors="measure.model"))

@@ -10,12 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adg.base.errors import InputError
-from adg.config import Config
 from adg.control_tokens import ControlTokens
-from adg.models import folders
 from adg.models.batches import Batcher, budget, padded
 from adg.models.loading import LocalModel
-from adg.pipeline.stages import model_of
 
 _POSITIONS = 1024  # whose logits are in float32 at once
 
@@ -140,13 +137,3 @@ def load_causal(source: LocalModel, dtype: str, *, max_length: int, key: str, gp
     model = source.load(AutoModelForCausalLM, dtype, gpus=gpus)
     return CausalModel(model, tokenizer, tokens_per_batch=budget(model, tokens_per_batch),
                        vectors=vectors, control_tokens=control_tokens)
-
-
-def load_model(config: Config, dtype: str, max_length: int, key: str, *,
-               vectors: bool = False) -> CausalModel:
-    """As load_causal, for the model that measures by the configured method."""
-    folder = folders.local_folder(model_of("measure.model", config), config.output_dir)
-    return load_causal(
-        LocalModel(folder, config.model.trust_remote_code), dtype, max_length=max_length, key=key,
-        gpus=config.embedding.gpus_per_model, tokens_per_batch=config.embedding.tokens_per_batch,
-        vectors=vectors, control_tokens=config.generation.control_tokens)

@@ -10,12 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from adg.config import Config
 from adg.control_tokens import ControlTokens
-from adg.models import folders
 from adg.models.batches import Batcher, budget, padded
 from adg.models.loading import LocalModel, max_positions
-from adg.pipeline.stages import model_of
 
 _FIELDS = {"all": ("instruction", "input", "output"), "instruction": ("instruction",),
            "output": ("output",)}
@@ -58,12 +55,3 @@ def load(source: LocalModel, fields: str, *, gpus: int = 1, tokens_per_batch: in
     return TextEncoder(model, source.tokenizer(), fields,
                        tokens_per_batch=budget(model, tokens_per_batch),
                        control_tokens=control_tokens)
-
-
-def load_encoder(config: Config) -> TextEncoder:
-    """As `load`, for the encoder that selection.superfiltering.encoder names."""
-    folder = folders.local_folder(model_of("measure.encoder", config), config.output_dir)
-    return load(LocalModel(folder, config.model.trust_remote_code),
-                config.selection.superfiltering.text, gpus=config.embedding.gpus_per_model,
-                tokens_per_batch=config.embedding.tokens_per_batch,
-                control_tokens=config.generation.control_tokens)

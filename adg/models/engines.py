@@ -5,14 +5,10 @@ Both take token ids, complete them greedily, and say how likely each of a few to
 Shapes: B prompts, C choices.
 """
 
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from adg.config import Config
 from adg.models.batches import Batcher, budget, padded
 from adg.models.loading import LocalModel
 from adg.models.vllm_options import engine_arguments
@@ -131,14 +127,3 @@ def start(engine: str, source: LocalModel, dtype: str, *, max_length: int, seed:
 
     return VllmEngine(vllm.LLM(str(source.folder), disable_log_stats=True, max_model_len=max_length,
                                **options))
-
-
-def _start(engine: str, folder: Path, config: Config) -> Engine:
-    return start(engine, LocalModel(folder, config.model.trust_remote_code), config.model.dtype,
-                 max_length=config.selection.mig.annotator.max_length, seed=config.seed,
-                 gpu_memory_utilization=config.generation.gpu_memory_utilization,
-                 tokens_per_batch=config.embedding.tokens_per_batch)
-
-
-ENGINES: dict[str, Callable[[Path, Config], Engine]] = {
-    name: partial(_start, name) for name in ("vllm", "transformers")}

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from adg.base.errors import InputError
 from adg.base.hashes import HashCache
 from adg.base.paths import looked_in
 from adg.models import weight_files
+from adg.models.saving import saving
 
 _BLOCK = 1 << 16  # bytes of one sample of a weight file
 _BLOCKS = 64  # samples of a weight file that enter its identity
@@ -45,18 +45,18 @@ def _found(name_or_path: str, key: str) -> Path:
     path = Path(name_or_path).expanduser()
     if path.name in _PICKLES:
         if not path.is_file():
-            raise InputError(f"{key}: {path} is not there{looked_in(path)}")
+            raise InputError(f"{key}: {path} not found{looked_in(path)}")
         _check_description(path.parent, key)
         return path.parent
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise InputError(f"{key}: {path} is not there{looked_in(path)}")
+            raise InputError(f"{key}: {path} not found{looked_in(path)}")
         return path
     if path.is_dir():
         _check_folder(path, key)
         return path
     if path.is_absolute() or name_or_path.startswith(".") or name_or_path.count("/") != 1:
-        raise InputError(f"{key}: {name_or_path} is neither a folder that is there"
+        raise InputError(f"{key}: {name_or_path} is neither an existing folder"
                          f"{looked_in(path)}, nor a GGUF file, nor a hub name (owner/name or "
                          f"owner/name@revision)")
     return _from_hub(name_or_path, key)
@@ -70,29 +70,29 @@ def _check_folder(path: Path, key: str) -> None:
     pickles = [name for name in _PICKLES if (path / name).is_file()]
     if pickles:
         raise InputError(f"{key}: {path}/ holds its weights as a pickle, which can "
-                         f"run code when it is read: save them as safetensors, or, where you trust "
-                         f"it, give {path}/{pickles[0]}")
+                         f"run code when it is read: save them as safetensors, or, if you trust "
+                         f"it, use {path}/{pickles[0]}")
     raise InputError(f"{key}: {path}/ holds no weights (*.safetensors)")
 
 
 def _check_adapter(path: Path, key: str) -> None:
-    weights = {own.name for own in path.glob("*.safetensors")}
-    weights |= {own for own in (*_PICKLES, *_ADAPTERS) if (path / own).is_file()}
+    weights = {file.name for file in path.glob("*.safetensors")}
+    weights |= {name for name in (*_PICKLES, *_ADAPTERS) if (path / name).is_file()}
     if weights and weights <= set(_ADAPTERS):
-        raise InputError(f"{key}: {path}/ holds an adapter (LoRA) alone, and no model: merge it "
-                         f"into its base model first (merge_and_unload of peft), and give the "
-                         f"folder where that is saved")
+        raise InputError(f"{key}: {path}/ holds only an adapter (LoRA), not a model: merge it into "
+                         f"its base model first (merge_and_unload of peft), and use the folder "
+                         f"where that is saved")
 
 
 def _check_description(path: Path, key: str) -> None:
     try:
-        known = "model_type" in json.loads((path / "config.json").read_text(encoding="utf-8"))
+        is_model = "model_type" in json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{key}: {path}/ holds no config.json: "
                          f"not a model folder") from None
     except (ValueError, TypeError):
-        known = False
-    if not known:
+        is_model = False
+    if not is_model:
         raise InputError(f"{key}: {path}/config.json describes no model")
 
 
@@ -102,12 +102,12 @@ def _from_hub(name: str, key: str) -> Path:
     try:
         folder = _snapshot(name)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise InputError(f"{key}: {name} is no local folder, and the hub did not give "
-                         f"it: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{key}: {name} is not a local folder, and it could not be "
+                         f"downloaded from the hub: {str(error).splitlines()[0]}") from None
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{key}: {name} on the hub has no safetensors, and nothing "
-                         f"else is fetched: where you trust it, `hf download {name} --local-dir "
-                         f"DIR`, and give DIR/pytorch_model.bin")
+                         f"else is fetched: if you trust it, `hf download {name} --local-dir "
+                         f"DIR`, and use DIR/pytorch_model.bin")
     _check_adapter(folder, key)
     return folder
 
@@ -140,16 +140,16 @@ def identity(name_or_path: str, key: str = "model.name_or_path",
         path for path in source.glob("*") if path.suffix in (*_SMALL, *_WEIGHTS))
     weights = [path for path in files if path.suffix in _WEIGHTS
                or path.name.endswith(".index.json")]
-    found = {"name": source.name if source.is_file() else name_or_path, "sha256": _digest(files),
-             "weights": _digest(weights)}
+    values = {"name": source.name if source.is_file() else name_or_path, "sha256": _digest(files),
+              "weights": _digest(weights)}
     tokenizer = [path for path in files if path.name.startswith(_TOKENIZER)]
     if tokenizer:
-        found["tokenizer"] = _digest(tokenizer)
+        values["tokenizer"] = _digest(tokenizer)
     if source.parent.name == "snapshots":  # of the hub's cache: a folder a commit
-        found["revision"] = source.name
+        values["revision"] = source.name
     if hashes is not None:
-        found["whole"] = hashes.tree(source.parent if source.is_file() else source, files)
-    return found
+        values["whole"] = hashes.tree(source.parent if source.is_file() else source, files)
+    return values
 
 
 def _digest(files: list[Path]) -> str:
@@ -214,7 +214,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _dequantise(source: Path, folder: Path) -> None:
-    print(f"note: {source.name} is turned into a folder of float32 weights, once: {folder}",
+    print(f"note: {source.name} is converted once to a folder of float32 weights: {folder}",
           flush=True)
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
@@ -237,28 +237,6 @@ def _save_dequantised(source: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
 
 
-@contextlib.contextmanager
-def saving(folder: Path, unfinished: Path | None = None) -> Iterator[None]:
-    """An error that names `folder` where torch or safetensors cannot write what it is to hold.
-
-    They write by themselves, and what they raise on a full disk is no OSError. `unfinished`: the
-    folder that they write to, which is then removed.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        with artifacts.naming(folder):
-            yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if unfinished is not None:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        if isinstance(error, OSError) or (isinstance(error, RuntimeError)
-                                          and "PytorchStreamWriter" not in str(error)):
-            raise
-        raise InputError(f"{folder}: cannot be written ({str(error).splitlines()[0]}); is the disk "
-                         f"full?") from None
-
-
 def describe(folder: Path, *, trust_remote_code: bool) -> Any:
     """transformers' configuration of the model in a folder, of its text part."""
     from transformers import AutoConfig
@@ -267,14 +245,10 @@ def describe(folder: Path, *, trust_remote_code: bool) -> Any:
 
 
 def num_weights(folder: Path, *, trust_remote_code: bool) -> int:
-    """Weights of the model in a folder, with its head; nothing is loaded."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """As LocalModel.num_weights."""
+    from adg.models.loading import LocalModel
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return sum(weight.numel() for weight in model.parameters())
+    return LocalModel(folder, trust_remote_code).num_weights()
 
 
 def load_tokenizer(folder: Path | str, *, trust_remote_code: bool,
@@ -286,5 +260,5 @@ def load_tokenizer(folder: Path | str, *, trust_remote_code: bool,
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code,
                                              revision=revision)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}/ holds no tokenizer that loads: "
+        raise InputError(f"{folder}/ holds no tokenizer that can be loaded: "
                          f"{str(error).splitlines()[0]}") from None

@@ -11,7 +11,7 @@ from adg.config import EmbeddingConfig
 def windows_of(settings: EmbeddingConfig, num_layers: int) -> list[list[int]]:
     """Layers counted from 0, ascending, of embedding.layers and then of each further window.
 
-    Raises InputError where the model has no such layer.
+    Raises InputError where the model does not have a layer.
     """
     return [window_layers(settings.layers, num_layers), *(
         window_layers(layers, num_layers, f"embedding.windows.{name}")
@@ -19,13 +19,13 @@ def windows_of(settings: EmbeddingConfig, num_layers: int) -> list[list[int]]:
 
 
 def window_layers(layers: list[int], num_layers: int, key: str = "embedding.layers") -> list[int]:
-    """A window's layers counted from 0, ascending (given negative: from the end).
+    """A window's layers counted from 0, ascending; negative ones count from the end.
 
-    Raises InputError where the model has no such layer.
+    Raises InputError where the model does not have a layer.
     """
     for layer in layers:
         if not -num_layers <= layer < num_layers:
-            raise InputError(f"{key}: there is no layer {layer}: the model has {num_layers}")
+            raise InputError(f"{key}: no layer {layer}: the model has {num_layers} layers")
     return sorted({layer % num_layers for layer in layers})
 
 

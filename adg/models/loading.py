@@ -5,12 +5,14 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adg.base import distributed
 from adg.base.errors import InputError
-from adg.config import Config
 from adg.models import folders
+
+if TYPE_CHECKING:
+    from adg.config import Config
 
 _GIB = 2**30
 _ROOM = 0.95  # share of a device's free memory that weights may take
@@ -91,13 +93,13 @@ class LocalModel:
         return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
 
 
-def check_room(kind: Any, folder: Path, dtype: str, config: Config) -> None:
+def check_room(kind: Any, folder: Path, dtype: str, config: "Config") -> None:
     """As LocalModel.check_room."""
     LocalModel(folder, config.model.trust_remote_code).check_room(
         kind, dtype, gpus=config.embedding.gpus_per_model)
 
 
-def load_on_device(kind: Any, folder: Path, dtype: str, config: Config) -> Any:
+def load_on_device(kind: Any, folder: Path, dtype: str, config: "Config") -> Any:
     """As LocalModel.load, on one device."""
     return LocalModel(folder, config.model.trust_remote_code).load(kind, dtype)
 
@@ -114,8 +116,8 @@ def _memory(gpus: int) -> dict[int | str, int]:
     import torch
 
     if distributed.on_gpu():
-        own = distributed.own_gpus(gpus, torch.cuda.device_count(), "embedding.gpus_per_model")
-        return {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in own}
+        mine = distributed.own_gpus(gpus, torch.cuda.device_count(), "embedding.gpus_per_model")
+        return {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in mine}
     if gpus > 1:
         raise InputError(f"embedding.gpus_per_model is {gpus}, but this machine has no GPU")
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -7,6 +7,8 @@ from adg.base import distributed, screen
 from adg.base.errors import InputError
 from adg.config import Config
 
+_VERSION = "0.32.0"  # of vLLM, for vectors from sampling
+
 
 def engine_arguments(dtype: str, *, seed: int, trust_remote_code: bool,
                      gpu_memory_utilization: float, own_process: bool) -> dict[str, Any]:
@@ -20,8 +22,8 @@ def engine_arguments(dtype: str, *, seed: int, trust_remote_code: bool,
 
     on_gpu = distributed.on_gpu()
     if not on_gpu and torch.version.cuda is not None:
-        raise InputError("vLLM is installed in its build for GPUs, and there is no GPU to use: run "
-                         "this stage where there is one, or install the build for the CPU "
+        raise InputError("the GPU build of vLLM is installed, but no GPU was found: run this stage "
+                         "on a machine with one, or install the CPU build "
                          "(bash run.sh setup cpu)")
     logging = ({"VLLM_LOGGING_STREAM": "ext://sys.stderr"} if screen.has_log()
                else {"VLLM_LOGGING_LEVEL": "ERROR"})
@@ -53,3 +55,13 @@ def engine_options(config: Config, *, own_process: bool,
         dtype or config.model.dtype, seed=config.seed, own_process=own_process,
         trust_remote_code=config.model.trust_remote_code,
         gpu_memory_utilization=config.generation.gpu_memory_utilization)
+
+
+def check_version(installed: str) -> None:
+    """InputError where this is not the vLLM whose private parts vectors from sampling rely on.
+
+    To be called before generation.vllm_worker is imported: what it imports is private too.
+    """
+    if installed.split("+")[0] != _VERSION:
+        raise InputError(f"embedding.source=sampling is made for vLLM {_VERSION}, and this is "
+                         f"{installed}: install that version, or use embedding.source=forward")

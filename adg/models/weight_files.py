@@ -5,7 +5,7 @@ from pathlib import Path
 
 from adg.base.errors import InputError
 
-_SINGLE = "model.safetensors"  # where it is there, transformers looks at no other file
+_SINGLE = "model.safetensors"  # where it exists, transformers looks at no other file
 _INDEX = "model.safetensors.index.json"
 _POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in a weight file's place
 # What input embeddings are called, after whatever names the part of the model
@@ -41,12 +41,12 @@ def _loaded(folder: Path, key: str) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise InputError(f"{key}: {index} is no index of weight files: copy or download it again"
-                         ) from None
+        raise InputError(f"{key}: {index} is not an index of weight files: copy or download "
+                         f"it again") from None
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise InputError(f"{key}: {len(missing)} of the {len(names)} weight files that {index} "
-                         f"names are not there ({', '.join(missing[:3])}"
+                         f"names were not found ({', '.join(missing[:3])}"
                          f"{', ...' * (len(missing) > 3)}): copy or download them again")
     return [folder / name for name in names]
 
@@ -64,7 +64,7 @@ def _embeddings(path: Path, key: str) -> dict[str, tuple[int, ...]]:
             is_pointer = file.read(len(_POINTER)) == _POINTER
         raise InputError(f"{key}: {path} is " + (
             "a pointer of Git LFS, not weights: run git lfs pull there" if is_pointer else
-            f"no whole safetensors file ({str(error).rpartition(': ')[2]}): copy or download it "
+            f"not a whole safetensors file ({str(error).rpartition(': ')[2]}): copy or download it "
             f"again")) from None
 
 

@@ -8,22 +8,17 @@ from pathlib import Path
 
 from adg.base.errors import InputError
 from adg.base.paths import looked_in
+from adg.benchmarks import code_benchmarks
 from adg.config import Config
 from adg.config_sections import REPORTERS
+from adg.methods.method import at_most
 from adg.models.folders import describe, source_of
 from adg.models.layers import windows_of
-
-CODE_BENCHMARKS = ("mbpp", "humaneval")  # run programs that the model writes
-
-
-def code_benchmarks(config: Config) -> list[str]:
-    """The benchmarks of the configuration that run programs that the model writes."""
-    return [name for name in config.eval.benchmarks if name in CODE_BENCHMARKS]
 
 
 def check_consent(config: Config) -> None:
     """InputError where a benchmark runs the model's programs and nobody has allowed that."""
-    names = code_benchmarks(config)
+    names = code_benchmarks(config.eval.benchmarks)
     if names and not config.eval.allow_code_execution:
         raise InputError(f"eval.allow_code_execution is false, but {' and '.join(names)} run "
                          f"programs that the model writes: set it to true, or take them out of "
@@ -32,7 +27,7 @@ def check_consent(config: Config) -> None:
 
 def check_sandbox(config: Config) -> None:
     """InputError where programs must run in a sandbox and none works on this machine."""
-    if code_benchmarks(config) and config.eval.sandbox == "require":
+    if code_benchmarks(config.eval.benchmarks) and config.eval.sandbox == "require":
         probe = subprocess.run([sys.executable, "-m", "eval.programs", "require"], check=False,
                                capture_output=True, text=True)
         if probe.returncode:
@@ -50,49 +45,17 @@ def check_layers(config: Config) -> None:
         windows_of(config.embedding, described.num_hidden_layers)
 
 
-def note_on_two_answers(config: Config, num_answers: float) -> str | None:
-    """What a person should know who asks for anisotropy of `num_answers` answers; None for more
-    than two, or where it does not count."""
-    weight = config.selection.anisotropy_weight
-    if config.selection.method != "adg" or num_answers != 2 or weight == 0:
-        return None
-    return ("the anisotropy of two answers is 0 by construction (they lie on a line): "
-            + ("with selection.anisotropy_weight=1 all scores are 0, and select refuses them"
-               if weight == 1 else f"dispersion alone decides, and selection.anisotropy_weight "
-               f"({weight:g}) only scales the score"))
-
-
 def check_bins(config: Config, num_records: int) -> None:
     """InputError where there are fewer records than the bins that they are to be put into."""
     if config.selection.method == "adg":
-        _at_most("clustering.num_bins", config.clustering.count_bins(num_records), num_records,
-                 or_else="null, for a tenth of the records")
+        at_most("clustering.num_bins", config.clustering.count_bins(num_records), num_records,
+                or_else="null, for a tenth of the records")
 
 
 def check_budget(config: Config, num_records: int) -> None:
     """InputError where there are fewer records than the budget or the method's own sizes ask for.
     """
-    selection = config.selection
-    if selection.facts().heeds_budget:
-        _at_most("selection.budget", selection.budget, num_records)
-    if selection.method == "pre_experience":
-        _at_most("selection.pre_experience.clusters", selection.pre_experience.clusters,
-                 num_records)
-    if selection.method == "superfiltering_d":
-        key, candidates = "selection.superfiltering.candidates", selection.superfiltering.candidates
-        _at_most(key, candidates or 0, num_records)
-        number = selection.superfiltering.count_candidates(num_records)
-        if selection.budget > number:
-            raise InputError(
-                f"selection.budget is {selection.budget}, but superfiltering_d picks among "
-                f"{number} candidates{'' if candidates else ', a fifth of the pool'}: raise {key}, "
-                f"or lower the budget")
-
-
-def _at_most(key: str, value: int, num_records: int, *, or_else: str = "") -> None:
-    if value > num_records:
-        raise InputError(f"{key} is {value}, but the pool has {num_records} records: "
-                         f"give {num_records} at most" + (f", or {or_else}" if or_else else ""))
+    config.selection.check_sizes(num_records)
 
 
 def check_reporting(config: Config) -> None:

@@ -4,7 +4,7 @@ Answers depend on a record's id and prompt, the model and the parameters, vector
 answers; not on what else is in the pool, nor in which order. Where pool.jsonl changes otherwise
 than by records added at its end, `sample` sets aside each chunk of answers/ that no longer has the
 pool's records in the pool's order, with its vectors. Whatever lacks those of a record looks here
-first. Once all is there again, `embed` removes the chunks whose records are all in the pool.
+first. Once all is in place again, `embed` removes the chunks whose records are all in the pool.
 
 earlier/keys/N.npy                    uint64 [n], a hash of each record's id, instruction and input
 earlier/answers/N.jsonl               a chunk of answers/
@@ -36,7 +36,7 @@ _OPEN = 32  # files of each kind that are held open, at most
 
 def unfit_chunks(folder: Path, pool: Pool, chunk_size: int) -> list[int]:
     """The chunks of answers/ that do not hold the pool's records in the pool's order."""
-    found = []
+    unfit = []
     for index in _numbers(folder):
         rows = artifacts.JsonlRows(_answers_path(folder, index))
         start = index * chunk_size
@@ -44,8 +44,8 @@ def unfit_chunks(folder: Path, pool: Pool, chunk_size: int) -> list[int]:
         if len(rows) > min(len(records), chunk_size) or any(
                 row.get(name) != record[name] for row, record in zip(rows, records, strict=True)
                 for name in (*_PROMPT, "output")):
-            found.append(index)
-    return found
+            unfit.append(index)
+    return unfit
 
 
 def set_aside(folder: Path, chunks: Sequence[int]) -> None:
@@ -73,7 +73,7 @@ def set_aside(folder: Path, chunks: Sequence[int]) -> None:
 
 
 def prune(folder: Path, pool: Pool) -> None:
-    """Remove the chunks of earlier/ whose records are all in the pool: what they hold is there."""
+    """Remove the chunks of earlier/ whose records are all in the pool: they are in place."""
     aside = folder / FOLDER
     if not (numbers := _numbers(aside)):
         return
@@ -85,7 +85,7 @@ def prune(folder: Path, pool: Pool) -> None:
                 path.unlink()
 
 
-class Found(NamedTuple):
+class Match(NamedTuple):
     """A record's row among the earlier answers, and where it stands."""
 
     row: dict
@@ -113,7 +113,7 @@ class Earlier:
         self._rows = lru_cache(_OPEN)(artifacts.JsonlRows)
         self._array = lru_cache(_OPEN)(arrays.read_array)
 
-    def find(self, record: dict) -> Iterator[Found]:
+    def find(self, record: dict) -> Iterator[Match]:
         """Every row of this very prompt, the one that was set aside last first."""
         if not len(self._keys):
             return
@@ -125,36 +125,36 @@ class Earlier:
             line = position - self._starts[number]
             row, _ = self._rows(_answers_path(root, index)).row(line)
             if all(row.get(name) == record[name] for name in _PROMPT):
-                yield Found(row, root, index, line)
+                yield Match(row, root, index, line)
 
-    def row(self, record: dict) -> dict:
-        """The row of answers/ with the most answers to a record's prompt; {} without any."""
-        return max((found.row for found in self.find(record)),
-                   key=lambda row: len(row["generated_answers"]), default={})
+    def row(self, record: dict, num_answers: int) -> dict | None:
+        """The row of answers/ with so many answers to a record's prompt."""
+        return next((match.row for match in self.find(record)
+                     if len(match.row["generated_answers"]) == num_answers), None)
 
     def instruction(self, record: dict) -> np.ndarray | None:
         """The vector [H] of a record's instruction."""
-        return next((vector for found in self.find(record)
-                     if (vector := self._vector(found, INSTRUCTIONS)) is not None), None)
+        return next((vector for match in self.find(record)
+                     if (vector := self._vector(match, INSTRUCTIONS)) is not None), None)
 
     def vectors(self, row: dict, config: Config) -> dict[str, np.ndarray] | None:
         """{folder's name: row} of the vectors of the answers in a row of answers/."""
-        for found in self.find(row):
-            if all(found.row.get(name) == row.get(name)
+        for match in self.find(row):
+            if all(match.row.get(name) == row.get(name)
                    for name in ("generated_answers", "token_ids")):
-                vectors = {name: self._vector(found, name)
-                           for name in answer_vectors.chunk_paths(found.root, found.index, config)}
-                if all(own is not None and len(own) == config.generation.num_answers
-                       for own in vectors.values()):
+                vectors = {name: self._vector(match, name)
+                           for name in answer_vectors.chunk_paths(match.root, match.index, config)}
+                if all(values is not None and len(values) == config.generation.num_answers
+                       for values in vectors.values()):
                     return vectors
         return None
 
-    def _vector(self, found: Found, name: str) -> np.ndarray | None:
-        path = found.root / name / artifacts.chunk_name(found.index, "npy")
+    def _vector(self, match: Match, name: str) -> np.ndarray | None:
+        path = match.root / name / artifacts.chunk_name(match.index, "npy")
         if not path.is_file():
             return None
         values = self._array(path)
-        return values[found.line] if found.line < len(values) else None
+        return values[match.line] if match.line < len(values) else None
 
 
 def _numbers(root: Path) -> list[int]:
@@ -181,7 +181,7 @@ def _key(record: dict) -> int:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Rename a file into a folder that may not be there yet."""
+    """Rename a file into a folder that may not exist yet."""
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(path, target)
     artifacts.flush(target.parent)

@@ -8,7 +8,8 @@ from typing import Any
 
 from adg.base.paths import from_root
 from adg.config import PATH_KEYS, TUNING_KEYS, Config, flatten
-from adg.method_facts import EVERY, outside_inputs
+from adg.methods import outside_inputs
+from adg.methods.method import EVERY
 from adg.prompts import read_template
 
 
@@ -52,14 +53,14 @@ STAGES = {
     ),
     "sample": Stage(
         "generation.sample_answers", parallel=True, dear=True,
-        grows=("generation.num_answers", "pool.jsonl"), follows=("pool.jsonl",),
+        grows=("pool.jsonl",), follows=("pool.jsonl",),
         keys=("seed", "chunk_size", "model.dtype", "model.trust_remote_code", "generation"),
         inputs=("pool.jsonl", "model"), outputs=("answers/",),
         work=("check_answers/", "earlier/answers/", "earlier/keys/"),
     ),
     "embed": Stage(
         "embedding.embed", parallel=True, dear=True,
-        grows=("generation.num_answers", "pool.jsonl", "answers/"), follows=("pool.jsonl",),
+        grows=("pool.jsonl", "answers/"), follows=("pool.jsonl",),
         keys=("chunk_size", "model.dtype", "model.trust_remote_code", "embedding",
               *(f"generation.{key}" for key in (
                   "prompt", "prompt_file", "system_prompt", "max_prompt_tokens", "long_prompts",
@@ -73,7 +74,7 @@ STAGES = {
         "embedding.cluster", keys=("seed", "clustering"),
         inputs=("pool.jsonl", "instruction_embeddings/"), outputs=("bins.npy",),
     ),
-    "measure": Stage(  # of a selection's method, which adds keys and inputs (adg.method_facts)
+    "measure": Stage(  # of a selection's method, which adds keys and inputs (adg.methods)
         "adg.measure", parallel=True, dear=True, grows=("pool.jsonl",),
         keys=("chunk_size", "selection.method", "generation.control_tokens"), instance="{measure}",
         inputs=("pool.jsonl",), outputs=("measures/{measure}/",),
@@ -125,9 +126,6 @@ def inputs_of(name: str, config: Config) -> tuple[list[str], list[str]]:
     if name == "prepare" and config.pool.decontaminate == "off":
         return list(stage.inputs), []
     required = [fill_in(template, config) for template in (*stage.inputs, *added)]
-    if name == "select" and config.selection.window is not None:
-        required = [f"window_grams/{config.selection.window}/" if own == "answer_grams/" else own
-                    for own in required]
     if name == "evaluate" and config.eval.name == "base":
         required = ["model"]
     if name == "finetune" and config.train.subset_file() is not None:

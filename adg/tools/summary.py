@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from adg import geometry
 from adg.base import artifacts
 from adg.base.distributed import run_script, say
 from adg.base.errors import InputError
 from adg.config import SUBSETS, Config, load_config
-from adg.methods.choice import words
+from adg.methods.method import words
 from adg.pipeline.history import read_log, read_records
 from adg.pipeline.identity import Identities
 from adg.pipeline.stages import OUTSIDE, STAGES, label_of, outputs_of
@@ -126,16 +127,18 @@ def _spread(line: dict, config: Config) -> list[str]:
     rows = [f"{'':12}{'min':>8}{'5%':>8}{'25%':>8}{'median':>8}{'75%':>8}{'95%':>8}{'max':>8}"]
     for name, quantiles in line["quantiles"].items():
         rows.append(f"{name:12}" + "".join(f"{value:8.4f}" for value in quantiles.values()))
-    shares, weight = line["variance_share"], config.selection.anisotropy_weight
-    if shares["dispersion"] is None:
+    settings, shares = config.selection, line.get("variance_share", {})
+    if None in shares.values():
         return [*rows, "all scores are equal"]
-    decides = max(shares, key=shares.get)
+    decides = (f"; share of the score's variance: dispersion {shares['dispersion']:.0%}, "
+               f"anisotropy {shares['anisotropy']:.0%}: {max(shares, key=shares.get)} decides"
+               if shares else "")
+    formula = geometry.formula(settings.score, settings.anisotropy_weight, "dispersion",
+                               "anisotropy")
     correlations = ", ".join(f"{pair.replace('-', ' and ')} "
                              f"{'-' if value is None else format(value, '.2f')}"
                              for pair, value in line["correlation"].items())
-    return [*rows, f"score = {1 - weight:.2g} dispersion + {weight:.2g} anisotropy; share of the "
-                   f"score's variance: dispersion {shares['dispersion']:.0%}, anisotropy "
-                   f"{shares['anisotropy']:.0%}: {decides} decides",
+    return [*rows, f"score = {formula}{decides}",
             f"correlations: {correlations}",
             f"of the {line['subset_sizes']['top']} records of top, "
             f"{line['top_shared_with']['dispersion_alone']} are in that of dispersion alone, "

@@ -21,7 +21,7 @@ from adg import score_and_select
 from adg.base.distributed import run_script, say
 from adg.base.errors import InputError
 from adg.config import Config, describe_keys, load_config, unknown_key
-from adg.method_facts import EVERY
+from adg.methods.method import EVERY
 from adg.pipeline import __main__ as pipeline
 from adg.pipeline.command import Command
 from adg.pipeline.provenance import StageRun

@@ -18,7 +18,7 @@ from adg.base.distributed import run_script
 from adg.base.errors import InputError
 from adg.base.hashes import HashCache
 from adg.config import Config, load_config
-from adg.method_facts import outside_inputs
+from adg.methods import outside_inputs
 from adg.pipeline.history import read_log, read_records
 from adg.pipeline.identity import Identities, differ
 from adg.pipeline.stages import OUTSIDE, STAGES

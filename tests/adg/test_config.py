@@ -6,7 +6,15 @@ import yaml
 from omegaconf.basecontainer import BaseContainer
 
 from adg.base.errors import InputError
-from adg.config import ClusteringConfig, describe_keys, flatten, load_config
+from adg.config import (
+    PATH_KEYS,
+    TUNING_KEYS,
+    ClusteringConfig,
+    describe_keys,
+    flatten,
+    load_config,
+)
+from adg.methods import METHODS
 from adg.pipeline.command import parse_command
 from adg.pipeline.stages import STAGES, parameters_of
 from train.finetune import order_of
@@ -155,11 +163,35 @@ def test_bins_left_open_are_a_tenth_of_the_records(given, records, bins):
     assert ClusteringConfig(num_bins=given).count_bins(records) == bins
 
 
-def test_help_lists_every_key(capsys: pytest.CaptureFixture):
+def test_help_lists_every_key_with_its_limits(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
         parse_command("A stage.", ["--help"])
     text = capsys.readouterr().out
     assert all(key in text for key, *_ in describe_keys())
+    assert "generation.num_answers (5; 2 or more)" in text
+    assert "generation.dtype (null; null, bfloat16, float16 or float32)" in text
+
+
+def test_every_key_decides_an_output_or_is_known_not_to(config_file):
+    """A key that no stage compares would change results unseen."""
+    configs = [load_config(config_file(), [f"selection.method={name}"]) for name in METHODS]
+    compared = {key for config in configs for name in STAGES for key in parameters_of(name, config)}
+    names = {"selection.name", "selection.measure", "train.name", "eval.name"}
+    others = {"output_dir", "eval.benchmarks",  # an output each
+              "eval.allow_code_execution", "eval.sandbox",  # whether and where programs run
+              "selection.score"}  # compared where it is not the default, which older records lack
+    rest = {key for key, *_ in describe_keys()} - compared - TUNING_KEYS - set(PATH_KEYS)
+    assert rest == names | others
+
+
+def test_a_bare_off_and_a_single_word_are_what_they_say(config_file, tmp_path: Path):
+    below = config_file("below.yaml")
+    path = tmp_path / "x.yaml"
+    path.write_text(f"base: {below}\npool: {{decontaminate: off}}\neval: {{benchmarks: bbh}}\n")
+    config = load_config(path, ["eval.sandbox=off", "train.report_to=wandb"])
+    assert (config.pool.decontaminate, config.eval.sandbox) == ("off", "off")
+    assert (config.eval.benchmarks, config.train.report_to) == (["bbh"], ["wandb"])
+    assert load_config(path, ["pool.decontaminate=drop"]).pool.decontaminate == "drop"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")),

@@ -12,7 +12,8 @@ from conftest import RECORDS
 
 from adg.base.errors import InputError
 from adg.config import GenerationConfig
-from adg.control_tokens import ControlTokens, control_strings, control_tokens_of, pattern_of
+from adg.control_tokens import ControlTokens, control_tokens_of, pattern_of
+from adg.models.control_strings import control_strings
 from adg.models.folders import load_tokenizer
 from adg.prompts import Prompter, fill
 
@@ -179,6 +180,6 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path, tiny_model):
     (tmp_path / "a.gguf").write_text("none")
     for name, message in ((folder, "python: its tokenizer cannot be read"),
                           (tmp_path / "a.gguf", "a.gguf: its tokenizer cannot be read"),
-                          (tmp_path / "none", "none/ holds no tokenizer that loads")):
+                          (tmp_path / "none", "none/ holds no tokenizer that can be loaded")):
         with pytest.raises(InputError, match=message):
             control_strings(str(name), trust_remote_code=False)

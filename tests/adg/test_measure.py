@@ -103,7 +103,8 @@ def test_what_measures_nothing_is_refused(measured):
 
 
 def test_a_limit_beyond_the_models_is_refused(measured):
-    with pytest.raises(InputError, match="selection.ifd.max_length is 4096, but .* takes 2048"):
+    with pytest.raises(InputError, match="selection.ifd.max_length is 4096, but .* takes at "
+                                         "most 2048"):
         measured("selection.ifd.max_length=4096")
 
 

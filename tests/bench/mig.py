@@ -27,8 +27,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from adg.base import artifacts  # noqa: E402
-from adg.methods.annotations import Annotation  # noqa: E402
-from adg.methods.mig import label_rows, pick_by_gain, propagation, slope_of_power  # noqa: E402
+from adg.methods.mig.annotations import Annotation  # noqa: E402
+from adg.methods.mig.gain import (  # noqa: E402
+    label_rows,
+    pick_by_gain,
+    propagation,
+    slope_of_power,
+)
 
 THRESHOLD, ROUNDS = 0.9, 3
 SMALL, SMALL_TAGS, SMALL_BUDGET = 5_200, 1_500, 1_000

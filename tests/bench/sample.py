@@ -27,10 +27,11 @@ sys.path.insert(0, str(ROOT))
 from adg.base import artifacts  # noqa: E402
 from adg.config import load_config  # noqa: E402
 from adg.models import folders  # noqa: E402
+from adg.models.loading import LocalModel  # noqa: E402
 from adg.prompts import Prompter  # noqa: E402
 from adg.records import Pool  # noqa: E402
-from generation.sample_answers import Draft, draw  # noqa: E402
-from generation.samplers import VllmSampler  # noqa: E402
+from generation.drafts import Draft, draw  # noqa: E402
+from generation.vllm_sampler import VllmSampler  # noqa: E402
 
 WAYS = ("bare", "stage")
 
@@ -69,29 +70,29 @@ def main() -> None:
 
 def run_way(arguments: argparse.Namespace) -> dict:
     config = load_config(arguments.run / "config.yaml", arguments.override)
-    folder = folders.local_folder(config.model.name_or_path, config.output_dir)
-    prompter = Prompter(config.generation.prompt, folders.load_tokenizer(
-        folder, trust_remote_code=config.model.trust_remote_code), config.generation)
+    source = LocalModel(folders.local_folder(config.model.name_or_path, config.output_dir),
+                        config.model.trust_remote_code)
+    prompter = Prompter(config.generation.prompt, source.tokenizer(), config.generation)
     pool = Pool(arguments.run)
     records = pool.rows(range(min(arguments.records, len(pool))))
-    sampler = VllmSampler(folder, config)
-    warm_up = [Draft(0, records[:4], Path("none"), prompter, config)]
+    sampler = VllmSampler(source, config)
+    warm_up = [Draft(0, records[:4], prompter, config)]
     for _ in draw(iter(warm_up), sampler):
         pass
     start = time.perf_counter()
     if arguments.way == "stage":
         with tempfile.TemporaryDirectory() as target:
-            drafts = (Draft(i, records[rows.start: rows.stop],
-                            Path(target) / artifacts.chunk_name(i, "jsonl"), prompter, config)
+            drafts = (Draft(i, records[rows.start: rows.stop], prompter, config)
                       for i, rows in enumerate(artifacts.chunk_bounds(len(records),
                                                                       arguments.chunk_size)))
             for draft in draw(drafts, sampler):
-                artifacts.write_jsonl(draft.path, draft.rows)
+                artifacts.write_jsonl(
+                    Path(target) / artifacts.chunk_name(draft.index, "jsonl"), draft.rows)
             seconds = time.perf_counter() - start
             texts = [(text, number) for row in artifacts.JsonlRows(Path(target)) for text, number in
                      zip(row["generated_answers"], row["num_tokens"], strict=True)]
     else:
-        requests = Draft(0, records, Path("none"), prompter, config).requests.values()
+        requests = Draft(0, records, prompter, config).requests.values()
         outputs = sampler.llm.generate(
             [{"prompt_token_ids": request.prompt} for request in requests],
             [sampler.parameters(request) for request in requests], use_tqdm=False)

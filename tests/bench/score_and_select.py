@@ -50,12 +50,12 @@ def main() -> None:
         grams, bins = Path(folder) / "run/answer_grams", np.load(Path(folder) / "run/bins.npy")
         files = artifacts.chunk_files(grams, "npy")[: LOOPED // CHUNK]
         sample = np.concatenate([np.load(path) for path in files])
-        scores = divergence.score_grams(grams, n, 0.4)["score"]
+        scores = divergence.score_grams(grams, n, geometry.divergence_score)["score"]
         command = [sys.executable, "-m", "adg.score_and_select", config, "--overwrite"]
         work = {
             "stage": lambda: subprocess.run(command, cwd=ROOT, check=True,
                                             stdout=subprocess.DEVNULL),
-            "scoring": lambda: divergence.score_grams(grams, n, 0.4),
+            "scoring": lambda: divergence.score_grams(grams, n, geometry.divergence_score),
             "choosing": lambda: select_paper(scores, bins, budget),
             "loop": lambda: score_one_by_one(sample),
             "bare loop": lambda: score_barely(sample),

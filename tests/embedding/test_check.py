@@ -14,10 +14,12 @@ from transformers import AutoModel
 from adg.base import artifacts
 from adg.base.errors import InputError
 from adg.config import load_config
-from adg.models.folders import load_tokenizer
+from adg.models.loading import LocalModel
 from adg.prompts import Prompter
 from adg.records import Pool
-from embedding import backbone, check
+from embedding import check
+from embedding.forward import load_embedder
+from embedding.sequences import load_encoder
 from generation import prepare_pool
 
 LAYERS = (-4, -3, -2, -1)
@@ -34,11 +36,10 @@ def checked(config_file, stage, tiny_model, tmp_path: Path, monkeypatch) -> Call
     config = load_config(path, [])
     stage(prepare_pool, path)
     run = tmp_path / "run"
-    encoder = backbone.load_encoder(tiny_model, config)
-    embedder = backbone.load_embedder(tiny_model, config)
+    source = LocalModel(tiny_model)
+    encoder, embedder = load_encoder(source, config), load_embedder(source, config)
     model = AutoModel.from_pretrained(tiny_model, dtype=torch.float32).eval()
-    prompter = Prompter("alpaca", load_tokenizer(tiny_model, trust_remote_code=False),
-                        config.generation)
+    prompter = Prompter("alpaca", source.tokenizer(), config.generation)
     rng = np.random.default_rng(0)
 
     def check_them(lengths: list[int], sampled: Callable[[np.ndarray], np.ndarray]) -> dict:
@@ -109,3 +110,11 @@ def test_an_error_in_few_answers_is_found_and_so_is_a_slight_one_in_all(checked)
 
 def test_without_an_answer_there_is_nothing_to_find(checked):
     assert checked([0] * 20, mean)["checked_answers"] == 0
+
+
+def test_without_a_row_nothing_is_checked(config_file, tmp_path):
+    """As where the pool's first records have all been replaced."""
+    config = load_config(config_file(embedding={"source": "sampling"}), [])
+    (tmp_path / "run/check_answers").mkdir(parents=True)
+    check.check_sampled(tmp_path / "run", None, None, None, config)
+    assert check.last_result(tmp_path / "run", config) == {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import RECORDS, tree
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from adg.base import artifacts, distributed
 from adg.base.errors import InputError
@@ -218,18 +218,18 @@ def test_the_recorded_line_counts_what_was_done(config_file, stage, answered):
 def test_the_next_chunk_is_prepared_while_one_is_embedded(config_file, stage, answered,
                                                          monkeypatch):
     prepared = [threading.Event() for _ in range(3)]
-    prepare, compute = embed.prepare, Embedder.embed
+    prepare, compute = embed.EmbedStage.prepare, Embedder.embed
 
-    def seen(run, index, *others):
+    def seen(self, index):
         prepared[index].set()
-        return prepare(run, index, *others)
+        return prepare(self, index)
 
     def embedded(self, rows):
         following = prepared[min(2, len(list((answered / "answer_grams").glob("*.npy"))) + 1)]
         assert following.wait(timeout=60)
         return compute(self, rows)
 
-    monkeypatch.setattr(embed, "prepare", seen)
+    monkeypatch.setattr(embed.EmbedStage, "prepare", seen)
     monkeypatch.setattr(Embedder, "embed", embedded)
     stage(embed, config_file())
     assert len(load(answered, "answer_grams")) == 10
@@ -249,20 +249,3 @@ def test_an_error_of_a_chunk_comes_when_those_before_it_are_written(config_file,
     artifacts.write_jsonl(answered / "answers/a.jsonl", rows)
     stage(embed, config_file(), "--overwrite")
     assert len(load(answered, "answer_grams")) == 10
-
-
-def test_a_model_is_read_straight_to_its_device(tiny_model, monkeypatch):
-    """As on a GPU: by a device map of one place, which leaves no hook in the model."""
-    asked, read = [], AutoModel.from_pretrained
-    monkeypatch.setattr(AutoModel, "from_pretrained", lambda folder, **options:
-                        asked.append(options.get("device_map")) or read(folder, **options))
-    source = loading.LocalModel(tiny_model)
-    expected = source.load(AutoModel, "float32")
-    monkeypatch.setattr(distributed, "device", lambda: "cpu:0")
-    found = source.load(AutoModel, "float32")
-    assert asked == [None, {"": "cpu:0"}]
-    assert not any(hasattr(module, "_hf_hook") for module in found.modules())
-    tensors = dict(found.named_parameters()) | dict(found.named_buffers())
-    for name, tensor in (*expected.named_parameters(), *expected.named_buffers()):
-        assert torch.equal(tensors[name], tensor) and tensors[name].device.type == "cpu"
-    assert not found.training

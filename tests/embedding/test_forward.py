@@ -6,7 +6,6 @@ import torch
 from transformers import AutoModel, Qwen2Config, Qwen2Model
 
 from adg.base.errors import InputError
-from adg.models.batching import plan_batches
 from adg.models.layers import window_layers
 from embedding import shared_prompts
 from embedding.forward import Embedder, length, separate
@@ -140,7 +139,7 @@ def test_out_of_memory_halves_the_batch_and_is_said(tiny_model, monkeypatch, cap
 
     monkeypatch.setattr(small, "_forward", short_of_memory)
     assert np.nanmax(cosine_distance(small.embed(rows()), plain)) < 1e-6
-    assert small.tokens_per_batch < 10**6
+    assert small.batcher.tokens_per_batch < 10**6
     assert "embedding.tokens_per_batch is" in capsys.readouterr().err
     limit[0] = 80  # no single text of 90 tokens fits
     with pytest.raises(InputError, match="a text of 90 tokens does not fit"):
@@ -151,7 +150,7 @@ def test_states_that_overflow_are_an_error(tiny_model):
     own = embedder(tiny_model)
     with torch.no_grad():
         own.model.layers[0].mlp.down_proj.weight.fill_(float("inf"))
-    with pytest.raises(InputError, match="model.dtype: a text's hidden states are no finite"):
+    with pytest.raises(InputError, match="model.dtype: a text's hidden states are NaN or infinite"):
         own.embed(rows())
 
 
@@ -177,14 +176,6 @@ def test_layers_are_counted_from_both_ends():
     assert window_layers([31, 0, -4], 32) == [0, 28, 31]
     with pytest.raises(InputError, match="no layer 32"):
         window_layers([32], 32)
-
-
-def test_batches_keep_to_the_budget_and_hold_every_text_once():
-    lengths = [5, 100, 7, 7, 30, 1]
-    batches = plan_batches(lengths, 60)
-    assert sorted(i for batch in batches for i in batch) == list(range(6))
-    for batch in batches:
-        assert len(batch) * max(lengths[i] for i in batch) <= 60 or len(batch) == 1
 
 
 def test_separate_rows_hold_the_prompt_each():

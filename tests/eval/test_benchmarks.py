@@ -8,11 +8,14 @@ import pytest
 
 from adg.base import artifacts
 from adg.base.errors import InputError
-from adg.config import BENCHMARKS as MAIN
+from adg.benchmarks import BENCHMARKS, main_benchmarks
 from eval import tables
-from eval.benchmarks import BENCHMARKS, group_scores, group_stderrs
 from eval.formats import as_text
-from eval.results import read_published
+from eval.layout import as_table, collect
+from eval.published import read_paper
+from eval.scores import group_scores, group_stderrs
+
+MAIN = main_benchmarks()
 
 
 def test_groups_and_average_are_the_papers():
@@ -33,8 +36,7 @@ def test_standard_errors_of_means_follow_their_parts():
 
 
 def test_published_averages_are_the_means_of_their_groups():
-    published = read_published()
-    for methods in published["main"].values():
+    for methods in read_paper().numbers["main"].values():
         for pools in methods.values():
             for *groups, average in pools.values():
                 # one row is 0.037 off in print
@@ -51,11 +53,13 @@ def evaluated(run: Path, name: str, scores: dict, questions: dict, *, seed: int 
         "scores": scores, "groups": group_scores(scores), "questions": questions,
         "stderr": stderrs, "group_stderr": group_stderrs(stderrs)})
     selection, subset = name.rsplit("-", 1)
+    made = ("pool.jsonl", "answer_grams/") if method == "adg" else ("pool.jsonl",)
     records = {
         "prepare": {"inputs": {"pool.path": {"name": pool}}},
         "sample": {"parameters": {"generation.num_answers": num_answers, "seed": seed},
-                   "inputs": {"model": {"name": model}}},
-        f"select-{selection}": {"parameters": {
+                   "inputs": {"pool.jsonl": {}, "model": {"name": model}}},
+        "embed": {"inputs": {"pool.jsonl": {}, "answers/": {}}},
+        f"select-{selection}": {"inputs": dict.fromkeys(made, {}), "parameters": {
             "selection.method": method, "selection.budget": budget, "seed": seed,
             "selection.anisotropy_weight": weight}},
         f"finetune-{name}": {"parameters": {"seed": seed, "train.epochs": epochs}, "inputs": {
@@ -68,7 +72,7 @@ def evaluated(run: Path, name: str, scores: dict, questions: dict, *, seed: int 
 
 def whole(value: float) -> tuple[dict, dict]:
     """(the same score on every benchmark of the main table, all of their questions)."""
-    return (dict.fromkeys(MAIN, value), {name: BENCHMARKS[name].questions for name in MAIN})
+    return (dict.fromkeys(MAIN, value), {name: BENCHMARKS[name].size for name in MAIN})
 
 
 def cells(printed: str) -> list[list[str]]:
@@ -105,17 +109,17 @@ def test_seeds_of_one_cell_become_a_mean_and_other_settings_do_not(tmp_path: Pat
     evaluated(tmp_path / "few", "adg-top", *whole(30.0), num_answers=3, weight=0.0)
     evaluated(tmp_path / "other", "random-top", *whole(40.0), method="random",
               pool="mine.jsonl", model="x/y")
-    rows, _ = tables.collect([tmp_path / name for name in
+    rows, _ = collect([tmp_path / name for name in
                               ("s1", "s2", "s3", "again", "longer", "few", "other")])
     ours = [row for row in rows if row.source == "ours"]
     assert [len(row.names) for row in ours] == [3, 1, 1, 1, 1]
     first = ours[0].cells["Average"]
     assert (first.value, first.deviation) == (52.0, 2.0)
     assert first.delta == pytest.approx(52.0 - 50.85) and first.stderr is None
-    assert ours[3].identity.variant == "K = 3, lambda = 0"
-    assert ours[4].identity == ("Random", "y", "mine.jsonl", "10,000", "")
+    assert ours[3].design.variant == "K = 3, lambda = 0"
+    assert ours[4].design == ("Random", "y", "mine.jsonl", "10,000", "")
     assert ours[4].cells["Average"].delta is None and ours[4].cells["bbh"].stderr == 1.0
-    assert "52.00 ± 2.00 (+1.15)" in as_text(tables.as_table(ours, []))
+    assert "52.00 ± 2.00 (+1.15)" in as_text(as_table(ours, []))
 
 
 def test_runs_of_other_pools_or_models_are_no_seeds_of_one_cell(tmp_path: Path):
@@ -137,17 +141,17 @@ def test_runs_of_other_pools_or_models_are_no_seeds_of_one_cell(tmp_path: Path):
             record["inputs"]["eval.data_dir"] = {"sha256": name}  # decides no subset and no model
             artifacts.write_json(path, record)
         given[name] = run
-    rows, _ = tables.collect(list(given.values()))
+    rows, _ = collect(list(given.values()))
     assert [row.names for row in rows if row.source == "ours"] == [
         ("one: adg-top", "two: adg-top"), ("pool: adg-top",), ("drawer: adg-top",),
         ("tuned: adg-top",), ("hand: adg-top",), ("zeroed: adg-top",)]
-    assert len({row.identity for row in rows if row.source == "ours"}) == 1
+    assert len({row.design for row in rows if row.source == "ours"}) == 1
 
 
 def test_other_settings_than_the_papers_are_said_and_have_no_difference(tmp_path: Path):
     evaluated(tmp_path / "paper", "adg-top", *whole(50.0))
     evaluated(tmp_path / "short", "adg-top", *whole(50.0), epochs=1)
-    rows, notes = tables.collect([tmp_path / "paper", tmp_path / "short"])
+    rows, notes = collect([tmp_path / "paper", tmp_path / "short"])
     deltas = {row.names[0]: row.cells["Average"].delta for row in rows if row.source == "ours"}
     assert deltas["paper: adg-top"] == pytest.approx(-0.85) and deltas["short: adg-top"] is None
     own = [note for note in notes if "settings other than" in note]
@@ -159,7 +163,7 @@ def test_other_settings_than_the_papers_are_said_and_have_no_difference(tmp_path
                        "generation.top_p": 0.9}})  # and no top-k yet
     artifacts.write_json(tmp_path / "paper/provenance/evaluate-adg-top.json", {
         "stage": "evaluate adg-top", "parameters": {"eval.backend": "hf"}})  # the same numbers
-    rows, notes = tables.collect([tmp_path / "paper"])
+    rows, notes = collect([tmp_path / "paper"])
     assert rows[0].differs == ("generation.temperature 0.7 (1.4)", "generation.top_k null (50)")
 
 
@@ -167,8 +171,8 @@ def test_models_go_by_their_names_whatever_the_revision_or_cache(tmp_path: Path)
     for name, model in (("a", "meta-llama/Meta-Llama-3-8B@62bd457"), ("b", str(
             Path("/x/hub/models--meta-llama--Meta-Llama-3-8B/snapshots/62bd457")))):
         evaluated(tmp_path / name, "adg-top", *whole(50.0), model=model)
-    rows, _ = tables.collect([tmp_path / "a", tmp_path / "b"])
-    assert {row.identity.backbone for row in rows if row.source == "ours"} == {"LLaMA3-8B"}
+    rows, _ = collect([tmp_path / "a", tmp_path / "b"])
+    assert {row.design.backbone for row in rows if row.source == "ours"} == {"LLaMA3-8B"}
 
 
 def test_a_rows_method_says_which_model_measured(tmp_path: Path):
@@ -184,8 +188,8 @@ def test_a_rows_method_says_which_model_measured(tmp_path: Path):
             "inputs": {"measure.model": {"name": measurer}}})
     evaluated(tmp_path / "pick", "pre_experience-top", *whole(50.0), method="pre_experience")
     names = ("ifd", "ifd_pre", "superfiltering", "pick")
-    rows, _ = tables.collect([tmp_path / name for name in names])
-    ours = [row.identity for row in rows if row.source == "ours"]
+    rows, _ = collect([tmp_path / name for name in names])
+    ours = [row.design for row in rows if row.source == "ours"]
     assert [(own.method, own.budget, own.variant) for own in ours] == [
         ("IFD", "10,000", ""), ("IFD", "10,000", "measured by pre_experience"),
         ("SuperFiltering", "10,000", ""), ("Pre-experience (IFD)", "", "")]
@@ -201,7 +205,7 @@ def test_four_formats_hold_the_same_numbers(tmp_path: Path, stage, capsys):
         printed[kind] = capsys.readouterr().out
     for text in printed.values():
         assert "ADG" in text and "50.85" in text and "51.0" in text
-    assert r"a\_b: adg-top & ADG & LLaMA3-8B" in printed["latex"]
+    assert r"a\_b: adg-top & ADG & LLaMA3-8B" in re.sub(" +", " ", printed["latex"])
     assert "51.00 ($-$9.31) se 0.71" in printed["latex"] and r"\bottomrule" in printed["latex"]
     assert r"\textbf{51.00} (+0.15) se 0.41" in printed["latex"]
     assert "**51.00** (+0.15)" in printed["markdown"] and "**" not in printed["text"]
@@ -216,8 +220,8 @@ def test_four_formats_hold_the_same_numbers(tmp_path: Path, stage, capsys):
 def test_the_chinese_pool_has_its_own_columns(tmp_path: Path):
     evaluated(tmp_path / "zh", "adg-top", {"cmmlu": 46.0, "ceval-valid": 45.0},
               {"cmmlu": 11582, "ceval-valid": 1346}, pool="alpaca_gpt4_data_zh.json")
-    rows, notes = tables.collect([tmp_path / "zh"])
-    text = as_text(tables.as_table(rows, notes))
+    rows, notes = collect([tmp_path / "zh"])
+    text = as_text(as_table(rows, notes))
     assert "CMMLU" in text and "C-Eval" in text and "44.02" in text
 
 
@@ -229,7 +233,7 @@ def test_several_runs_share_a_table_and_an_empty_one_is_named(tmp_path: Path, st
     stage(tables, tmp_path / "a", tmp_path / "b")
     printed = capsys.readouterr().out
     assert "a: base" in printed and "b: base" in printed and "*" not in printed
-    with pytest.raises(InputError, match="none/ is not there"):
+    with pytest.raises(InputError, match="none/ not found"):
         stage(tables, tmp_path / "none")
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="run evaluate first"):
@@ -265,7 +269,7 @@ def test_columns_rows_and_the_papers_rows_are_chosen(tmp_path: Path, stage, caps
     with pytest.raises(SystemExit):
         shown("--benchmarks", "arc")
     evaluated(tmp_path / "cell", "adg-top", *whole(51.0))
-    rows, _ = tables.collect([tmp_path / "cell"], paper=False)
+    rows, _ = collect([tmp_path / "cell"], paper=False)
     assert [row.source for row in rows] == ["ours"]
 
 
@@ -280,8 +284,8 @@ def test_draws_within_a_run_folder_are_seeds_of_one_row(tmp_path: Path):
             record = json.loads(path.read_text())
             record["parameters"][key] = None if seed == 42 else seed
             artifacts.write_json(path, record)
-    rows, _ = tables.collect([run], paper=False)
-    assert len(rows) == 1 and len(rows[0].names) == 3 and rows[0].identity.method == "Random"
+    rows, _ = collect([run], paper=False)
+    assert len(rows) == 1 and len(rows[0].names) == 3 and rows[0].design.method == "Random"
     assert (rows[0].cells["Average"].value, rows[0].cells["Average"].deviation) == (52.0, 2.0)
     assert not rows[0].differs  # from the paper's settings
 
@@ -311,7 +315,8 @@ def test_latex_compiles_whatever_the_names(tmp_path: Path, stage, capsys):
     assert lines[4] == r"\label{tab:results}"
     name = r"[a\_b]\&50\%\#\{\textasciitilde{}\textasciicircum{}\}\textbackslash{}$<$x$>$\$$|$"
     rows = [line for line in lines if line.endswith(r" \\")]
-    assert rows[1].startswith(rf"{{}}{name}: adg-bottom & ADG, bottom & small\_1 & ")
+    assert re.sub(" +", " ", rows[1]).startswith(
+        rf"{{}}{name}: adg-bottom & ADG, bottom & small\_1 & ")
     assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
     stage(tables, run, "--format", "latex", "--caption", r"Mine, $\lambda = 0.4$", "--label", "t")
     assert "\\caption{Mine, $\\lambda = 0.4$}\n\\label{t}\n" in capsys.readouterr().out

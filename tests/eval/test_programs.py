@@ -17,7 +17,7 @@ from adg.base.errors import InputError
 from adg.config import load_config
 from adg.pipeline import __main__ as pipeline
 from adg.pipeline import checks
-from eval import harness, programs, run_benchmarks, run_program
+from eval import code_tasks, confinement, harness, programs, run_benchmarks, run_program, supervise
 
 # Programs with the verdicts of the hub's metric code_eval (evaluate 0.4), got by running its
 # execute.check_correctness(program, 3.0, 0, 0) on each of them under Python 3.11.
@@ -159,7 +159,7 @@ def test_the_end_of_a_program_counts_and_not_what_it_writes(any_sandbox):
 
 
 def test_a_program_that_cannot_be_started_is_an_error_and_no_verdict(monkeypatch):
-    monkeypatch.setattr(programs, "_command", lambda *_: ["sh", "-c", "echo no shell >&2; exit 1"])
+    monkeypatch.setattr(programs, "command", lambda *_: ["sh", "-c", "echo no shell >&2; exit 1"])
     with pytest.raises(programs.RunnerError, match="no shell"):
         programs.passes("assert True", programs.NO_SANDBOX)
     with pytest.raises(InputError, match="cannot be run on this machine: no shell"):
@@ -174,11 +174,11 @@ def test_programs_run_side_by_side_and_their_verdicts_stay_in_place(monkeypatch,
     os.mkfifo(tmp_path / "pipe")  # to open either end waits for the other
     texts = [f"assert open({str(tmp_path / 'pipe')!r}).read() == 'x'", "assert False",
              f"with open({str(tmp_path / 'pipe')!r}, 'w') as file: file.write('x')"]
-    verdicts = [harness.pass_at_1("", [program]) for program in texts]
+    verdicts = [code_tasks.pass_at_1("", [program]) for program in texts]
     assert harness.plain(verdicts) == [1.0, 0.0, 1.0]
-    assert harness._solved(verdicts) == pytest.approx(2 / 3)
-    assert harness.pass_at_1(["assert f() == 1"], [["def f():\n    return 1"]]).result()
-    assert not harness.pass_at_1("assert f() == 1", ["def f():\n    return 2"]).result()
+    assert code_tasks._solved(verdicts) == pytest.approx(2 / 3)
+    assert code_tasks.pass_at_1(["assert f() == 1"], [["def f():\n    return 1"]]).result()
+    assert not code_tasks.pass_at_1("assert f() == 1", ["def f():\n    return 2"]).result()
     programs._workers.cache_clear()
 
 
@@ -213,7 +213,7 @@ def test_an_interpreter_below_the_home_folder_is_shown_without_it(monkeypatch, t
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".venv/lib").mkdir(parents=True)
     paths = ["/", str(tmp_path), f"{tmp_path}/.venv/lib", f"{tmp_path}/.venv", "/nowhere", "eval"]
-    assert programs._outermost(paths) == [f"{tmp_path}/.venv"]
+    assert confinement.outermost(paths) == [f"{tmp_path}/.venv"]
 
 
 def test_a_sandbox_is_read_only_but_for_a_small_folder(sandbox):
@@ -263,12 +263,12 @@ def test_this_process_is_closed_to_others_while_a_program_runs(tmp_path: Path):
     with ThreadPoolExecutor(2) as workers:
         waits = workers.submit(programs.passes, wait, programs.NO_SANDBOX)
         with open(tmp_path / "pipe", "w") as pipe:  # is open when the program has opened it
-            assert run_program.prctl(run_program.PR_GET_DUMPABLE) == 0
+            assert supervise.prctl(supervise.PR_GET_DUMPABLE) == 0
             assert programs.passes("", programs.NO_SANDBOX)
-            assert run_program.prctl(run_program.PR_GET_DUMPABLE) == 0
+            assert supervise.prctl(supervise.PR_GET_DUMPABLE) == 0
             pipe.write("x")
         assert waits.result()
-    assert run_program.prctl(run_program.PR_GET_DUMPABLE) == 1
+    assert supervise.prctl(supervise.PR_GET_DUMPABLE) == 1
 
 
 @pytest.mark.parametrize("end", ["", "while True: pass", "posix._exit(0)"])
@@ -294,7 +294,7 @@ def test_nothing_that_a_program_starts_outlives_it(any_sandbox, monkeypatch, end
 
 
 def test_folders_in_folders_are_removed(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(programs.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(confinement.tempfile, "tempdir", str(tmp_path))
     deep = "import posix\nfor _ in range(1200):\n    posix.mkdir('a')\n    posix.chdir('a')"
     try:
         assert programs.passes(deep, programs.NO_SANDBOX)

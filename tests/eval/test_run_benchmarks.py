@@ -9,10 +9,11 @@ from conftest import ROOT, command
 
 from adg.base import artifacts, distributed
 from adg.base.errors import InputError
+from adg.benchmarks import BENCHMARKS, Benchmark, Questions
 from adg.config import load_config
-from eval import fetch_benchmarks, harness, programs, run_benchmarks, shared_model
+from eval import fetch_benchmarks, harness, programs, run_benchmarks, shared_model, tables
 from eval.backends import load_model
-from eval.benchmarks import BENCHMARKS
+from generation import contamination
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_a_gguf_base_is_dequantised_before_there_is_a_process_group(
         yield
 
     monkeypatch.setattr(distributed, "process_group", process_group)
-    monkeypatch.setattr(run_benchmarks, "plan", lambda config: (None, {}))
+    monkeypatch.setattr(run_benchmarks, "find_tasks", lambda config: (None, {}))
     monkeypatch.setattr(run_benchmarks, "evaluate_missing", lambda *own: artifacts.write_json(
         tmp_path / "run/eval/base/gsm8k.json", {"benchmark": "gsm8k"}))
     monkeypatch.setattr(run_benchmarks, "summarise", lambda folder: {
@@ -187,6 +188,28 @@ def test_the_chinese_benchmarks_read_local_data(config_file, tiny_model, tmp_pat
                                                           pytest.approx(200 / 3), 100]
         prompt = own["lm_eval"]["samples"][tasks[0]][0]["arguments"][0][0]
         assert prompt.count("答案：") == 6
+
+
+def test_a_further_benchmark_is_one_row(config_file, stage, monkeypatch, tmp_path: Path, capsys):
+    question = "Which of these colours does a clear sky have at noon on a summer day?"
+    for split in ("train", "validation", "test"):
+        artifacts.write_jsonl(tmp_path / f"data/allenai/ai2_arc/ARC-Easy/{split}.jsonl", (
+            {"id": f"{split}-{i}", "question": question, "answerKey": "AB"[i % 2],
+             "choices": {"text": ["blue", "green"], "label": ["A", "B"]}} for i in range(3)))
+    monkeypatch.setitem(BENCHMARKS, "arc", Benchmark(
+        "ARC-e", "arc_easy", 1, "acc,none", "Science", 2376, optional=True,
+        questions=Questions("allenai/ai2_arc", "test", ("question",))))
+    stage(run_benchmarks, config_file(), "eval.name=base", "eval.benchmarks=[arc]",
+          f"eval.data_dir={tmp_path}/data", "eval.limit=null")
+    scores = json.loads((tmp_path / "run/eval/base/scores.json").read_text())
+    assert scores["questions"] == {"arc": 3} and scores["scores"].keys() == {"arc"}
+    assert scores["groups"].keys() == {"Reasoning", "Knowledge", "Code", "Average"}
+    stage(tables, tmp_path / "run", "--benchmarks", "arc-e")
+    printed = capsys.readouterr().out
+    assert f"{scores['scores']['arc']:.2f}* se" in printed and "ARC-e 3 of 2376" in printed
+    overlap = contamination.Benchmarks(tmp_path / "data").overlap(
+        {"instruction": question, "input": "", "output": ""})
+    assert (overlap.benchmark, overlap.task, overlap.question) == ("arc", "ARC-Easy", 1)
 
 
 def test_a_fetched_folder_gives_the_tasks_their_data(tmp_path, monkeypatch, stage):

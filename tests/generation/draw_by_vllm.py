@@ -16,12 +16,12 @@ sys.path.insert(0, str(ROOT))
 
 from adg.config import load_config  # noqa: E402
 from adg.models import folders  # noqa: E402
-from adg.pipeline.earlier import Earlier  # noqa: E402
+from adg.models.loading import LocalModel  # noqa: E402
 from adg.prompts import Prompter  # noqa: E402
 from adg.records import Pool  # noqa: E402
-from generation.answers import Request  # noqa: E402
-from generation.sample_answers import Draft  # noqa: E402
-from generation.samplers import VllmSampler  # noqa: E402
+from generation.drafts import Draft  # noqa: E402
+from generation.samplers import Request  # noqa: E402
+from generation.vllm_sampler import VllmSampler  # noqa: E402
 
 VARIANTS = {
     "plain": {}, "no_prefix_caching": {"enable_prefix_caching": False},
@@ -37,7 +37,7 @@ def main() -> None:
     prompter = Prompter(config.generation.prompt, folders.load_tokenizer(
         folder, trust_remote_code=False), config.generation)
     records = list(Pool(Path(config.output_dir)))
-    draft = Draft(0, records, Path("none"), prompter, config, Earlier(Path("none")))
+    draft = Draft(0, records, prompter, config)
     requests = list(draft.requests.values())
     for name in sys.argv[3:]:
         found = draw(name, requests, folder, config)
@@ -87,7 +87,7 @@ def start(options: dict, folder: Path, config, requests: list[Request]) -> VllmS
     llm = vllm.LLM
     vllm.LLM = lambda *own, **settings: partial(llm, *own)(**settings | options)
     try:
-        return VllmSampler(folder, config)
+        return VllmSampler(LocalModel(folder), config)
     finally:
         vllm.LLM = llm
 

@@ -14,7 +14,7 @@ from adg.pipeline import earlier
 from embedding import embed
 from embedding.forward import Embedder
 from generation import prepare_pool, sample_answers
-from generation.samplers import TransformersSampler
+from generation.transformers_sampler import TransformersSampler
 
 STAGES = (prepare_pool, sample_answers, embed)
 ARTEFACTS = ("answers", "instruction_embeddings", "answer_grams", "answer_embeddings",
@@ -168,18 +168,17 @@ def test_a_kill_while_chunks_are_set_aside_loses_no_answer(embedded, stage, tmp_
         assert_same(run, tmp_path / "anew")
 
 
-def test_a_smaller_pool_and_more_answers(embedded, stage, tmp_path, work):
+def test_a_smaller_pool_asks_for_nothing(embedded, stage, tmp_path, work):
     path, run = embedded
     write_pool(tmp_path, RECORDS[2:5])
-    more = "generation.num_answers=4"
     stage(prepare_pool, path)
     work |= {"asked": 0}
     for module in (sample_answers, embed):
-        stage(module, path, more)
-    assert work["asked"] == 3
+        stage(module, path)
+    assert work["asked"] == 0
     assert [path.name for path in sorted((run / "answers").iterdir())] == ["00000.jsonl"]
     for module in STAGES:
-        stage(module, path, more, f"output_dir={tmp_path / 'anew'}")
+        stage(module, path, f"output_dir={tmp_path / 'anew'}")
     assert_same(run, tmp_path / "anew")
 
 

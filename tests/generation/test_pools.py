@@ -14,8 +14,9 @@ from conftest import RECORDS
 
 from adg.base import artifacts
 from adg.base.errors import InputError
-from adg.config import POOL_SCHEMAS, load_config
-from generation import prepare_pool, schemas, sources, text_files
+from adg.config import load_config
+from adg.config_sections import POOL_SCHEMAS
+from generation import json_files, prepare_pool, schemas, text_files
 
 GOOD = [{"id": f"g{i}", "instruction": f"Say {i}.", "output": f"{i}, é"} for i in range(3)]
 
@@ -154,14 +155,14 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "a header alone": ("pool.csv", column_text(), "holds no record"),
     "an object for an array": ("pool.json", b'{"data": []}', "not a JSON array of records"),
     "an array cut short": ("pool.json", json.dumps(GOOD).encode()[:-9],
-                           "after element 2 should stand element 3"),
+                           "element 3 .* should follow element 2"),
     "an array cut after a comma": ("pool.json", json.dumps(GOOD[:2]).encode()[:-1] + b", ",
-                                   "after element 2 should stand element 3"),
+                                   "element 3 .* should follow element 2"),
     "an array without its end": ("pool.json", json.dumps(GOOD).encode()[:-1],
-                                 "after element 3 should stand another element or the end"),
+                                 "another element or the end should follow element 3"),
     "an array without a comma": ("pool.json", json.dumps(GOOD).encode().replace(b"}, {", b"} {"),
-                                 "after element 1 should stand another element"),
-    "two arrays": ("pool.json", json.dumps(GOOD).encode() * 2, "should stand the end of the file"),
+                                 "another element or the end should follow element 1"),
+    "two arrays": ("pool.json", json.dumps(GOOD).encode() * 2, "the end of the file should follow"),
     "an array in latin-1": ("pool.json", '[{"instruction": "é"}]'.encode("latin-1"), "not UTF-8"),
     "a gzip cut short": ("pool.jsonl.gz", gzip.compress(lines(*GOOD) * 99)[:-20], "cut short"),
     "no gzip": ("pool.jsonl.gz", lines(*GOOD), "cut short or damaged"),
@@ -333,7 +334,7 @@ def test_a_line_of_50_megabytes(config_file, stage, tmp_path):
 
 
 def test_an_array_is_read_across_its_blocks(config_file, stage, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_BLOCK", 7)
+    monkeypatch.setattr(json_files, "_BLOCK", 7)
     rows = [row | {"number": -12345.5 * i, "list": [1, [2]]} for i, row in enumerate(GOOD)]
     run = prepare(stage, config_file, tmp_path, "pool.json", json.dumps(rows, indent=3).encode())
     assert [row["number"] for row in pool_of(run)] == [row["number"] for row in rows]

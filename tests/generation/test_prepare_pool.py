@@ -38,7 +38,7 @@ def test_unusable_records_are_put_aside_with_place_and_reason(config_file, stage
 
 
 def test_a_missing_pool_and_a_limit(config_file, stage, tmp_path: Path):
-    with pytest.raises(InputError, match="pool.path: .*nowhere.jsonl is not there"):
+    with pytest.raises(InputError, match="pool.path: .*nowhere.jsonl not found"):
         stage(prepare_pool, config_file(), f"pool.path={tmp_path}/nowhere.jsonl")
     stage(prepare_pool, config_file(), "pool.limit=4")
     assert len((tmp_path / "run/pool.jsonl").read_text().splitlines()) == 4

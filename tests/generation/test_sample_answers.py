@@ -14,14 +14,14 @@ from adg.base import artifacts
 from adg.base.errors import InputError
 from adg.config import Config, GenerationConfig, load_config
 from adg.models.folders import load_tokenizer
-from adg.pipeline.earlier import Earlier
+from adg.models.loading import LocalModel
 from adg.prompts import Prompter
 from adg.records import Pool
 from embedding import embed
 from generation import prepare_pool, sample_answers
-from generation.answers import Answer
-from generation.sample_answers import Draft, draw, seed_of
-from generation.samplers import TransformersSampler
+from generation.drafts import Draft, draw, seed_of
+from generation.samplers import DrawnAnswer
+from generation.transformers_sampler import TransformersSampler
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_rows_follow_the_pool_and_carry_the_reasons(config_file, stage, prepared
 
 def drawn(records: list[dict], sampler, prompter: Prompter, config: Config) -> list[dict]:
     """The rows of these records, drawn as one chunk."""
-    draft = Draft(0, records, Path("none"), prompter, config, Earlier(Path("none")))
+    draft = Draft(0, records, prompter, config)
     return next(draw(iter([draft]), sampler)).rows
 
 
@@ -81,7 +81,7 @@ def test_answers_depend_on_seed_id_and_k_only(config_file, stage, prepared, tiny
     stage(sample_answers, config_file())
     config = load_config(config_file(), ["generation.max_num_seqs=7"])
     tokenizer = load_tokenizer(tiny_model, trust_remote_code=False)
-    sampler = TransformersSampler(tiny_model, config)
+    sampler = TransformersSampler(LocalModel(tiny_model), config)
     prompter = Prompter("alpaca", tokenizer, config.generation)
     records = Pool(prepared).rows(range(10))
     backwards = drawn(records[::-1], sampler, prompter, config)[::-1]
@@ -90,8 +90,8 @@ def test_answers_depend_on_seed_id_and_k_only(config_file, stage, prepared, tiny
     assert drawn(records, sampler, prompter, config) != backwards
 
 
-def test_more_answers_and_more_records_are_added_to_what_is_there(config_file, stage, prepared,
-                                                                 tmp_path, monkeypatch, capsys):
+def test_more_records_are_added_to_what_is_there(config_file, stage, prepared, tmp_path,
+                                                 monkeypatch, capsys):
     path = config_file()
     stage(sample_answers, path)
     asked = []
@@ -102,18 +102,15 @@ def test_more_answers_and_more_records_are_added_to_what_is_there(config_file, s
                                  for request in requests))
 
     monkeypatch.setattr(TransformersSampler, "stream", counted)
-    stage(sample_answers, path, "generation.num_answers=5", rank=0, world=2)  # of three chunks two
-    assert asked == [2] * 6
-    stage(sample_answers, path, "generation.num_answers=5")
-    assert asked == [2] * 10 and "num_answers was 3 and is 5" in capsys.readouterr().out
     pool = [json.loads(line) for line in (prepared / "pool.jsonl").open()]
     more = [{"instruction": f"Say {n}.", "output": "x", "id": f"more{n}"} for n in range(4)]
     artifacts.write_jsonl(tmp_path / "longer.jsonl", [*pool, *more])
-    asked.clear()
-    longer = [path, "generation.num_answers=5", f"pool.path={tmp_path / 'longer.jsonl'}"]
+    longer = [path, f"pool.path={tmp_path / 'longer.jsonl'}"]
     stage(prepare_pool, *longer)
+    stage(sample_answers, *longer, rank=0, world=2)  # of the chunks 2 and 3 the first
+    assert asked == [3] * 2 and "pool.jsonl was" in capsys.readouterr().out
     stage(sample_answers, *longer)
-    assert asked == [5] * 4 and "pool.jsonl was" in capsys.readouterr().out
+    assert asked == [3] * 4
     grown = tree(prepared / "answers")
     assert list(grown) == [f"{i:05d}.jsonl" for i in range(4)]
     anew = [*longer, f"output_dir={tmp_path / 'anew'}"]
@@ -125,7 +122,8 @@ def test_more_answers_and_more_records_are_added_to_what_is_there(config_file, s
 
 
 @pytest.mark.parametrize("change", [
-    "generation.num_answers=2", "generation.temperature=1.0", "model.dtype=bfloat16"])
+    "generation.num_answers=2", "generation.num_answers=5", "generation.temperature=1.0",
+    "model.dtype=bfloat16"])
 def test_what_is_no_growth_is_refused(config_file, stage, prepared, change):
     stage(sample_answers, config_file())
     before = tree(prepared / "answers")
@@ -166,11 +164,10 @@ def test_the_next_chunk_is_handed_over_before_this_one_is_answered(config_file, 
             for number, request in enumerate(requests):
                 taken.append(number)
                 if number:
-                    yield number, [Answer("a", "stop", [1])] * request.num_answers
-            yield 0, [Answer("a", "stop", [1])] * 3
+                    yield number, [DrawnAnswer("a", "stop", [1])] * request.num_answers
+            yield 0, [DrawnAnswer("a", "stop", [1])] * 3
 
-    drafts = (Draft(i, records[5 * i: 5 * i + 5], Path("none"), prompter, config,
-                    Earlier(Path("none"))) for i in range(2))
+    drafts = (Draft(i, records[5 * i: 5 * i + 5], prompter, config) for i in range(2))
     for draft in draw(drafts, LateSampler()):
         whole.append((draft.index, len(taken)))
     assert whole == [(1, 10), (0, 10)]

@@ -10,9 +10,11 @@ import pytest
 
 from adg.base.errors import InputError
 from adg.config import load_config
-from generation import samplers
-from generation.answers import Request
-from generation.samplers import TransformersSampler, VllmSampler, left_unused
+from adg.models.loading import LocalModel
+from generation import vllm_sampler
+from generation.samplers import Request, left_unused
+from generation.transformers_sampler import TransformersSampler
+from generation.vllm_sampler import VllmSampler
 
 
 @pytest.fixture
@@ -33,10 +35,10 @@ def test_an_engine_without_memory_says_what_to_lower(config_file, vllm_that_fail
     vllm_that_fails(ValueError("To serve at least one request,\n 2 GiB KV cache is needed"))
     with pytest.raises(InputError, match="memory: To serve at least one request, 2 GiB KV cache is "
                                          "needed -- lower generation.max_model_len or "):
-        VllmSampler(tmp_path, config)
+        VllmSampler(LocalModel(tmp_path), config)
     vllm_that_fails(ValueError("unknown architecture"))
     with pytest.raises(ValueError, match="^unknown architecture$"):
-        VllmSampler(tmp_path, config)
+        VllmSampler(LocalModel(tmp_path), config)
 
 
 def test_another_vllm_is_named_before_its_private_parts_are_asked_for(config_file, monkeypatch,
@@ -46,7 +48,7 @@ def test_another_vllm_is_named_before_its_private_parts_are_asked_for(config_fil
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__="0.33.1"))
     monkeypatch.setitem(sys.modules, "generation.vllm_worker", None)  # importing it would fail
     with pytest.raises(InputError, match="made for vLLM 0.32.0, and this is 0.33.1.*forward"):
-        VllmSampler(tiny_model, config)
+        VllmSampler(LocalModel(tiny_model), config)
 
 
 def test_what_is_for_gpus_or_for_vllm_is_refused_elsewhere(config_file, vllm_that_fails, tmp_path):
@@ -54,7 +56,7 @@ def test_what_is_for_gpus_or_for_vllm_is_refused_elsewhere(config_file, vllm_tha
                        ["generation.batch_invariant=true"])
     vllm_that_fails(AssertionError("started"))
     with pytest.raises(InputError, match="batch_invariant is for GPUs"):
-        VllmSampler(tmp_path, vllm)
+        VllmSampler(LocalModel(tmp_path), vllm)
     for override in ("generation.batch_invariant=true", "model.tensor_parallel_size=2"):
         with pytest.raises(InputError, match="with generation.sampler transformers"):
             load_config(config_file(), [override])
@@ -62,7 +64,7 @@ def test_what_is_for_gpus_or_for_vllm_is_refused_elsewhere(config_file, vllm_tha
 
 def test_answers_of_a_batch_are_dealt_to_their_requests(config_file, tiny_model):
     config = load_config(config_file(), ["generation.max_num_seqs=4"])
-    sampler = TransformersSampler(tiny_model, config)
+    sampler = TransformersSampler(LocalModel(tiny_model), config)
     requests = [Request([0, 5, 6], 10, 3), Request([0, 7], 20, 1), Request([0, 5, 6], 12, 5)]
     found = dict(sampler.stream(iter(requests)))
     assert [len(found[number]) for number in range(3)] == [3, 1, 5]
@@ -80,8 +82,8 @@ def test_a_models_own_settings_are_named_and_not_followed(config_file, tiny_mode
     assert left_unused(folder, config.generation) == {"temperature": 0.7, "repetition_penalty": 9.0}
     assert left_unused(tiny_model, config.generation) == {}
     requests = [Request([0, 5, 6], 10, 8)]
-    assert list(TransformersSampler(folder, config).stream(iter(requests))) == list(
-        TransformersSampler(tiny_model, config).stream(iter(requests)))
+    assert list(TransformersSampler(LocalModel(folder), config).stream(iter(requests))) == list(
+        TransformersSampler(LocalModel(tiny_model), config).stream(iter(requests)))
 
 
 def test_top_k_reaches_vllm_and_null_is_off(config_file):
@@ -116,7 +118,7 @@ class EngineOfSteps:
 def test_vectors_are_fetched_for_many_answers_at_once(config_file, monkeypatch):
     """Each fetch waits for the GPU."""
     pytest.importorskip("vllm")
-    monkeypatch.setattr(samplers, "_FETCHED", 4)
+    monkeypatch.setattr(vllm_sampler, "_FETCHED", 4)
     sampler = VllmSampler.__new__(VllmSampler)
     sampler.llm, sampler._windows, sampler._in_flight = EngineOfSteps(), [[0]], 6
     sampler._settings = load_config(config_file(), []).generation

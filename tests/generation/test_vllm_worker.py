@@ -48,7 +48,7 @@ def test_an_engine_starts_without_compiling_flashinfers_sampler(config_file, mon
 
 
 def test_a_model_without_side_outputs_is_refused_by_name():
-    with pytest.raises(InputError, match="vLLM's Linear hands out no hidden states.*forward"):
+    with pytest.raises(InputError, match="vLLM's Linear does not expose the hidden.*forward"):
         vllm_worker.check_model(torch.nn.Linear)
 
 
@@ -57,7 +57,7 @@ def test_a_model_is_refused_before_the_engine_starts(tiny_model, tmp_path):
     Gemma2ForCausalLM(Gemma2Config(
         vocab_size=300, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, head_dim=32)).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="vLLM's Gemma2ForCausalLM hands out no hidden states"):
+    with pytest.raises(InputError, match="vLLM's Gemma2ForCausalLM does not expose the hidden"):
         vllm_worker.check_before_start(str(tmp_path), {"dtype": "float32"})
 
 

@@ -5,8 +5,7 @@ from adg.base.errors import InputError
 from adg.config import GenerationConfig, load_config
 from adg.models.folders import load_tokenizer
 from adg.prompts import Prompter
-from train.data import IGNORED, collate, encode
-from train.finetune import encode_all
+from train.data import IGNORED, collate, encode, encode_all
 
 RECORD = {"instruction": "Add.", "input": "", "output": "Three."}
 

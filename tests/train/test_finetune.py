@@ -21,8 +21,8 @@ from adg.models.folders import load_tokenizer
 from adg.pipeline import provenance
 from train import callbacks, finetune, hours
 from train.callbacks import Checkpoints
-from train.data import IGNORED, NOTHING, collate
-from train.finetune import last_whole_checkpoint
+from train.checkpoints import last_whole_checkpoint
+from train.data import IGNORED, NOTHING, collate, encode_all
 from train.memory import estimate
 
 
@@ -64,7 +64,7 @@ def test_train_stop_and_go_on(config_file, stage, with_subset, tiny_model):
 
     again = command("train.finetune", path, ranks=2)
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stdout and "checkpoint-8" in again.stdout
+    assert "continues from" in again.stdout and "checkpoint-8" in again.stdout
     assert (work / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not same(weights(with_subset), load_file(tiny_model / "model.safetensors"))
     assert not (model / "training_args.bin").exists() and (model / "tokenizer.json").exists()
@@ -78,7 +78,7 @@ def test_train_stop_and_go_on(config_file, stage, with_subset, tiny_model):
         stage(finetune, path, f"output_dir={other}")
     again = command("train.finetune", path, f"output_dir={other}", ranks=2)
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stdout and "checkpoint-4" in again.stdout
+    assert "continues from" in again.stdout and "checkpoint-4" in again.stdout
     assert same(weights(with_subset), weights(other))
     for run in (with_subset, other):
         resumed = curve(run, "adg-top")
@@ -160,7 +160,7 @@ def test_bfloat16_sums_gradients_and_turns_positions_in_float32(config_file, tmp
     path = config_file(model={"dtype": "bfloat16"}, train={
         "subset": str(tmp_path / "mine.jsonl"), "batch_size": 10, "epochs": 1})
     config = load_config(path, [])
-    examples, _ = finetune.encode_all(
+    examples, _ = encode_all(
         RECORDS, load_tokenizer(tiny_model, trust_remote_code=False), config)
     number = sum(label != IGNORED for row in examples for label in row["labels"][1:])
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).train()

@@ -22,7 +22,8 @@ from adg.config import load_config
 from adg.models import loading
 from adg.models.vllm_options import engine_options
 from generation import prepare_pool, sample_answers
-from generation.samplers import TransformersSampler, VllmSampler
+from generation.transformers_sampler import TransformersSampler
+from generation.vllm_sampler import VllmSampler
 from train import finetune
 
 MIG = "MIG-3dcbcc22-5b0c-5fd7-9ab5-2ca3a8ccc4c1"
@@ -82,8 +83,8 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_wherever_a_model_is_put(config_
     for start in (distributed.device, finetune.prepare_environment,
                   lambda: loading.check_room(*read), lambda: loading.load_on_device(*read),
                   lambda: engine_options(config, own_process=True),
-                  lambda: VllmSampler(tiny_model, config),
-                  lambda: TransformersSampler(tiny_model, config)):
+                  lambda: VllmSampler(loading.LocalModel(tiny_model), config),
+                  lambda: TransformersSampler(loading.LocalModel(tiny_model), config)):
         with pytest.raises(InputError, match=said):
             start()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -173,6 +174,7 @@ def test_ctrl_c_is_one_line_and_status_130(capsys, monkeypatch):
 
 _MANY_LINES = """
 from adg.base.distributed import run_script
+from adg.models.loading import LocalModel
 def main():
     {before}
     for number in range(100_000):

@@ -10,14 +10,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from adg.base.errors import InputError
 from adg.control_tokens import ControlTokens
-from adg.methods.losses import (
-    HEADER,
-    LossMeasurer,
-    PromptMeasurer,
-    ifd_pairs,
-    superfiltering_pairs,
-)
-from adg.methods.measures import VECTOR
+from adg.methods.ifd import ifd_pairs
+from adg.methods.losses import HEADER, LossMeasurer
+from adg.methods.method import VECTOR
+from adg.methods.pre_experience import PromptMeasurer
+from adg.methods.superfiltering import superfiltering_pairs
 from adg.models.causal import CausalModel, Text
 from adg.models.folders import load_tokenizer
 

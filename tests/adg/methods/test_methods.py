@@ -12,8 +12,9 @@ from adg import score_and_select
 from adg.base import arrays, artifacts
 from adg.base.errors import InputError
 from adg.config import load_config
-from adg.geometry import anisotropy, centred_grams, dispersion
+from adg.geometry import SCORES, anisotropy, centred_grams, dispersion, divergence_score
 from adg.methods import divergence
+from adg.pipeline.command import Command
 from adg.pipeline.history import read_records
 from adg.pipeline.stages import needed_stages
 from adg.selection import select_paper
@@ -101,6 +102,40 @@ def test_adg_scores_and_says_what_decides(config_file, stage, tmp_path, weight):
     assert line["variance_share"]["dispersion"] + line["variance_share"]["anisotropy"] \
         == pytest.approx(1)
     assert line["quantiles"]["anisotropy"]["0.5"] == pytest.approx(np.median(i))
+
+
+def product(dispersion, anisotropy, weight):
+    return np.asarray(dispersion) * np.asarray(anisotropy) ** weight
+
+
+def test_another_score_is_another_value_of_one_key(config_file, stage, tmp_path, monkeypatch,
+                                                   capsys):
+    monkeypatch.setitem(SCORES, "product", product)
+    grams = centred_grams(np.random.default_rng(3).normal(size=(10, 3, 8))).astype(np.float32)
+    stage(prepare_pool, config_file())
+    run = tmp_path / "run"
+    arrays.write_array(run / "answer_grams/00000.npy", grams)
+    arrays.write_array(run / "bins.npy", np.zeros(10, np.int32))
+
+    def selected(score: str) -> list[float]:
+        config = load_config(config_file(), [])
+        config.selection.score = score
+        score_and_select.select(Command(config, overwrite=False, dry_run=False, show_prompts=0))
+        return [row["score"] for row in artifacts.JsonlRows(run / "subsets/adg/scores.jsonl")]
+
+    first = selected("divergence")
+    assert "selection.score" not in read_records(run)["select adg"]["parameters"]  # as before it
+    assert selected("divergence") == first and "done before" in capsys.readouterr().out
+    assert "score s = 0.6 D + 0.4 I, and" in (run / "subsets/adg/README.md").read_text()
+    assert np.allclose(selected("product"), product(dispersion(grams), anisotropy(grams), 0.4))
+    assert "stale, because selection.score was None and is 'product'" in capsys.readouterr().out
+    assert read_records(run)["select adg"]["parameters"]["selection.score"] == "product"
+    assert "score s = product(D, I; 0.4), and" in (run / "subsets/adg/README.md").read_text()
+    config = load_config(config_file(), [])
+    config.selection.score = "product"
+    shown = "\n".join(summary.summarise(run, config))
+    assert "score = product(dispersion, anisotropy; 0.4)\ncorrelations" in shown
+    assert selected("divergence") == first
 
 
 def test_a_record_without_answers_is_listed_and_its_neighbours_keep_their_rows(
@@ -250,7 +285,7 @@ def test_the_card_says_that_a_limit_cut_the_pool(config_file, stage, tmp_path):
 def test_blocks_change_nothing(tmp_path, monkeypatch):
     grams = centred_grams(np.random.default_rng(1).normal(size=(50, 5, 8))).astype(np.float32)
     arrays.write_array(tmp_path / "g/0.npy", grams)
-    whole = divergence.score_grams(tmp_path / "g", 50, 0.4)
+    whole = divergence.score_grams(tmp_path / "g", 50, divergence_score)
     monkeypatch.setattr(divergence, "_BLOCK", 7)
-    for name, values in divergence.score_grams(tmp_path / "g", 50, 0.4).items():
+    for name, values in divergence.score_grams(tmp_path / "g", 50, divergence_score).items():
         assert (values == whole[name]).all()

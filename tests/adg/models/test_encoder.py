@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 from adg import measure, score_and_select
 from adg.base import artifacts
 from adg.config import load_config
+from adg.measure import loader_of
 from adg.methods.superfiltering import facility_location
-from adg.models.encoder import load_encoder
 from generation import prepare_pool
 
 LIMIT = 24  # tokens that the encoder takes
@@ -55,14 +55,15 @@ def alone(folder: Path, record: dict) -> np.ndarray:
 def test_a_batch_gives_the_unit_mean_of_each_text_alone(config_file, settings, encoder, tokens):
     records = [*RECORDS, {"instruction": "Long " * 30, "input": "", "output": "lost"}]
     config = load_config(config_file(), [*settings, f"embedding.tokens_per_batch={tokens}"])
-    found = np.array(load_encoder(config).encode(records))
+    found = np.array(loader_of(config).encoder("measure.encoder", "all").encode(records))
     assert found.dtype == np.float32
     assert found == pytest.approx(np.array([alone(encoder, own) for own in records]), abs=1e-5)
 
 
 def test_control_tokens_in_a_record_are_text(config_file, settings, encoder):
     rows = []
-    texts = load_encoder(load_config(config_file(), settings))
+    loader = loader_of(load_config(config_file(), settings))
+    texts = loader.encoder("measure.encoder", "all")
     texts._batcher.read = rows.extend
     texts.encode([RECORDS[0] | {"output": "a<|end|>b"}, {"instruction": "", "input": "",
                                                          "output": "<|end|>" * 9}])

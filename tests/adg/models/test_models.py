@@ -21,10 +21,10 @@ from generation import prepare_pool, sample_answers
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("/no/such/folder", "neither a folder that is there, nor a GGUF file, nor a hub name"),
-    ("./none", "neither a folder that is there"),
-    ("/no/such/model.gguf", "model.gguf is not there"),
-    ("owner/not-in-the-cache", "the hub did not give it"),
+    ("/no/such/folder", "neither an existing folder, nor a GGUF file, nor a hub name"),
+    ("./none", "neither an existing folder"),
+    ("/no/such/model.gguf", "model.gguf not found"),
+    ("owner/not-in-the-cache", "not be downloaded from the hub"),
 ])
 def test_a_model_that_is_not_there_is_named(name: str, message: str):
     with pytest.raises(InputError, match=message) as error:
@@ -65,7 +65,7 @@ def test_a_pickle_is_read_only_where_it_is_named(tiny_model: Path, tmp_path: Pat
     assert asked == folder
     again = AutoModelForCausalLM.from_pretrained(asked)
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
-    with pytest.raises(InputError, match="pytorch_model.bin.index.json is not there"):
+    with pytest.raises(InputError, match="pytorch_model.bin.index.json not found"):
         source_of(str(folder / "pytorch_model.bin.index.json"))
 
 
@@ -84,7 +84,7 @@ def test_a_hub_models_revision_is_known(tiny_model: Path, tmp_path: Path, monkey
     assert {key: found[key] for key in ("sha256", "weights", "tokenizer")} == {
         key: local[key] for key in ("sha256", "weights", "tokenizer")}
     assert "revision" not in local
-    with pytest.raises(InputError, match="owner/tiny is no local folder, and the hub"):
+    with pytest.raises(InputError, match="owner/tiny is not a local folder, and it"):
         source_of("owner/tiny")  # main is not in the cache
 
 
@@ -137,7 +137,7 @@ def test_a_gguf_file_is_dequantised_once_and_anew_where_its_folder_is_not_whole(
     weights = [path.name for path in folder.glob("*.safetensors")]
     assert folder.parent == tmp_path / "models" and weights
     said = capsys.readouterr()
-    assert f"{tiny_gguf.name} is turned into a folder of float32 weights" in said.out
+    assert f"{tiny_gguf.name} is converted once to a folder of float32 weights" in said.out
     assert "it/s" not in said.err  # no bars
     assert local_folder(str(tiny_gguf), str(tmp_path / "other")) == folder and made == [1]
     for name in weights:
@@ -225,16 +225,16 @@ _SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
 
 
 @pytest.mark.parametrize(("damage", "message"), [
-    (cut, "model.safetensors is no whole safetensors file .incomplete metadata.*download it again"),
+    (cut, "model.safetensors is not a whole safetensors file .incomplete metadata.*it again"),
     (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com"),
      "model.safetensors is a pointer of Git LFS"),
-    (lambda folder: shard(folder, *_SHARDS), "1 of the 2 weight files that .*index.json names are "
-                                             "not there .model-00002-of-00002.safetensors."),
+    (lambda folder: shard(folder, *_SHARDS), "1 of the 2 weight files that .*index.json names were "
+                                             "not found .model-00002-of-00002.safetensors."),
     (lambda folder: (shard(folder, _SHARDS[0]), (folder / "model.safetensors.index.json")
-                     .write_text("{}")), "index.json is no index of weight files"),
+                     .write_text("{}")), "index.json is not an index of weight files"),
     (lambda folder: edit_config(folder, vocab_size=384), "vocab_size is 384 in .*config.json, but "
                                                          r"model.embed_tokens.weight .* \[\d+, 64"),
-    (leave_an_adapter, "holds an adapter .LoRA. alone, .* merge it into its base model first"),
+    (leave_an_adapter, "holds only an adapter .LoRA., .* merge it into its base model first"),
 ])
 def test_a_damaged_model_is_refused_before_any_work(config_file, stage, tiny_model, tmp_path,
                                                     damage, message):

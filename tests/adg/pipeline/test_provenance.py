@@ -15,7 +15,7 @@ from adg import score_and_select
 from adg.base import arrays, artifacts, distributed, hashes, watchdog
 from adg.base.errors import InputError
 from adg.config import Config, load_config
-from adg.geometry import centred_grams
+from adg.geometry import centred_grams, divergence_score
 from adg.methods.divergence import score_grams
 from adg.models import folders
 from adg.pipeline import __main__ as pipeline
@@ -360,7 +360,7 @@ def test_what_is_no_gram_matrix_is_named_by_row(config_file, stage, run_folder, 
     grams = np.load(run_folder / "answer_grams/00000.npy")
     grams[place] = values
     arrays.write_array(run_folder / "answer_grams/00000.npy", grams)
-    with pytest.raises(InputError, match=f"00000.npy: row 4 is no Gram matrix .*{rule}"):
+    with pytest.raises(InputError, match=f"00000.npy: row 4 is not a Gram matrix .*{rule}"):
         stage(score_and_select, config_file())
 
 
@@ -375,7 +375,7 @@ def test_rounding_takes_no_gram_matrix_off_its_centre(tmp_path, dtype, spread):
         grams = (centred_grams(centred) if centred is vectors
                  else centred @ centred.swapaxes(1, 2)).astype(dtype)
         arrays.write_array(tmp_path / "00000.npy", grams)
-        assert len(score_grams(tmp_path, 200, 0.4)["score"]) == 200
+        assert len(score_grams(tmp_path, 200, divergence_score)["score"]) == 200
 
 
 def test_a_pool_made_elsewhere_with_an_id_twice_is_refused(config_file, stage, run_folder):

@@ -10,8 +10,9 @@ from typing import Any
 
 from adg.base import distributed
 from adg.config import Config
-from adg.models.batching import budget
+from adg.models.batches import budget
 from adg.models.layers import windows_of
+from adg.models.loading import LocalModel
 from adg.records import Answer, Pool
 from tests.bench.embed import matmul_peak, synchronise, useful_flops
 from tests.bench.gpu import random_model
@@ -67,15 +68,18 @@ def embed(config: Config, *, length: int, tokens: int) -> list[dict]:
     """Each of WAYS as `timed` has it, for answers of `length` tokens; the model is loaded once."""
     from transformers import AutoModel
 
-    from embedding import backbone
     from embedding.forward import Embedder
+    from embedding.sequences import load_encoder
 
     folder = random_model.folder_of(config)
-    encoder = backbone.load_encoder(folder, config)
-    model = random_model.draw(AutoModel, folder, config) if random_model.is_random(folder) \
-        else backbone.load(folder, config)
+    source = LocalModel(folder, config.model.trust_remote_code)
+    encoder = load_encoder(source, config)
+    model = (random_model.draw(AutoModel, folder, config) if random_model.is_random(folder)
+             else source.load(AutoModel, config.embedding_dtype(),
+                              gpus=config.embedding.gpus_per_model))
     windows = windows_of(config.embedding, model.config.get_text_config().num_hidden_layers)
-    embedder = Embedder(model, windows, tokens_per_batch=budget(model, config))
+    embedder = Embedder(model, windows, tokens_per_batch=budget(
+        model, config.embedding.tokens_per_batch))
     able = embedder.shares, getattr(embedder, "one_call", False)
     rows, _ = encoder.answers(*stored(config, encoder.tokenizer, length, tokens))
     return [{"setting": f"{length} tokens, {name}",

@@ -16,6 +16,7 @@ from typing import Any
 from adg.base import artifacts, distributed
 from adg.config import Config, describe_keys
 from adg.models import folders
+from adg.models.loading import LocalModel
 from adg.prompts import Prompter
 from adg.records import Pool
 from tests.bench.gpu.bench import Bench, serve
@@ -99,9 +100,9 @@ def bare(config: Config) -> dict[str, dict[str, float]]:
 
 def requests_of(records: list[dict], prompter: Prompter, config: Config) -> list[Any]:
     """What the stage asks for, for all records at once."""
-    from generation.sample_answers import Draft
+    from generation.drafts import Draft
 
-    return list(Draft(0, records, Path("none"), prompter, config).requests.values())
+    return list(Draft(0, records, prompter, config).requests.values())
 
 
 def generate(sampler: Any, requests: list[Any], *, seeds: bool) -> list[Any]:
@@ -117,21 +118,21 @@ def generate(sampler: Any, requests: list[Any], *, seeds: bool) -> list[Any]:
 
 def stage(config: Config) -> dict[str, float]:
     """The stage's loop: prompts, answers and their files, chunk by chunk."""
-    from generation.sample_answers import Draft, draw, write_vectors
+    from generation.drafts import Draft, draw
+    from generation.sample_answers import write_vectors
 
     sampler, prompter, records, width = start(config)
     sampler.llm.reset_prefix_cache()
     began, tokens = time.perf_counter(), 0
     with tempfile.TemporaryDirectory(dir=Path(config.output_dir).parent) as target:
-        drafts = (Draft(i, records[rows.start: rows.stop],
-                        Path(target) / "answers" / artifacts.chunk_name(i, "jsonl"), prompter,
-                        config)
+        drafts = (Draft(i, records[rows.start: rows.stop], prompter, config)
                   for i, rows in enumerate(artifacts.chunk_bounds(len(records),
                                                                   config.chunk_size)))
         for draft in draw(drafts, sampler):
             if config.embedding.source == "sampling":
                 write_vectors(Path(target), draft, width, config)
-            artifacts.write_jsonl(draft.path, draft.rows)
+            artifacts.write_jsonl(
+                Path(target) / "answers" / artifacts.chunk_name(draft.index, "jsonl"), draft.rows)
             tokens += sum(sum(row["num_tokens"]) for row in draft.rows)
         seconds = time.perf_counter() - began
     return {"seconds": seconds, "records": len(records), "tokens": tokens}
@@ -139,19 +140,18 @@ def stage(config: Config) -> dict[str, float]:
 
 def start(config: Config) -> tuple[Any, Prompter, list[dict], int]:
     """(a sampler that has drawn something, prompts, records, the model's hidden width)."""
-    from generation.samplers import VllmSampler
+    from generation.vllm_sampler import VllmSampler
 
     distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
-    folder = folders.local_folder(config.model.name_or_path, config.output_dir)
-    trust = config.model.trust_remote_code
-    prompter = Prompter(config.generation.prompt, folders.load_tokenizer(
-        folder, trust_remote_code=trust), config.generation)
+    source = LocalModel(folders.local_folder(config.model.name_or_path, config.output_dir),
+                        config.model.trust_remote_code)
+    prompter = Prompter(config.generation.prompt, source.tokenizer(), config.generation)
     records = list(Pool(Path(config.output_dir)))
-    sampler = VllmSampler(folder, config)
+    sampler = VllmSampler(source, config)
     generate(sampler, requests_of(records[:_WARM_UP], prompter, config), seeds=True)
     if config.embedding.source == "sampling":
         sampler.llm.collective_rpc("forget_answers")
-    return sampler, prompter, records, folders.describe(folder, trust_remote_code=trust).hidden_size
+    return sampler, prompter, records, source.described.hidden_size
 
 
 if __name__ == "__main__":

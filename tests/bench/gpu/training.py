@@ -13,8 +13,8 @@ from typing import Any
 
 from adg.base import artifacts
 from adg.config import Config
-from adg.models import folders, loading
-from adg.models.batching import within_memory
+from adg.models.batches import within_memory
+from adg.models.loading import LocalModel
 from adg.prompts import Prompter
 from adg.records import Pool
 from tests.bench.embed import synchronise
@@ -111,14 +111,15 @@ def plain(config: Config, *, per_device: list[int],
     from train.data import encode
 
     folder = random_model.folder_of(config)
-    tokenizer = folders.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
+    source = LocalModel(folder, config.model.trust_remote_code)
+    tokenizer = source.tokenizer()
     prompter = Prompter(config.train.prompt, tokenizer, config.generation)
     encoded = (encode(record, prompter, tokenizer, config.train.max_length)[0]
                for record in Pool(Path(config.output_dir)))
     examples = [example for example in encoded if example is not None]
     model = (random_model.draw(AutoModelForCausalLM, folder, config)
-             if random_model.is_random(folder) else loading.load_on_device(
-                 AutoModelForCausalLM, folder, config.model.dtype, config)).train()
+             if random_model.is_random(folder)
+             else source.load(AutoModelForCausalLM, config.model.dtype)).train()
     model.config.use_cache = False
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()

@@ -14,7 +14,8 @@ from adg import measure, score_and_select
 from adg.base import artifacts
 from adg.base.errors import InputError
 from adg.config import load_config
-from adg.methods.ranker import StyleScores
+from adg.measure import loader_of
+from adg.methods.scar import StyleScores
 from generation import prepare_pool
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -125,7 +126,8 @@ def test_records_are_ranked_by_their_scores(config_file, stage, tmp_path, ranker
 
 
 def test_control_tokens_in_a_record_are_text(config_file, ranker, monkeypatch):
-    scores = StyleScores(load_config(config_file(), [*SETTINGS, ranker()]))
+    config = load_config(config_file(), [*SETTINGS, ranker()])
+    scores = StyleScores(loader_of(config), config.selection.scar)
     read = []
     monkeypatch.setattr(importlib.import_module("style_ranker.rank"), "score_pairs",
                         lambda model, tokenizer, instructions, answers, **options: [

@@ -36,20 +36,20 @@ def annotations_of(pool: Pool, path: Path | None, valid: frozenset[str] | None
     if path is None:
         return [read_annotation(record, where, valid)
                 for record, where in pool.numbered(range(len(pool)))]
-    found: dict[str, Annotation | None] = {}
+    by_id: dict[str, Annotation | None] = {}
     rows = artifacts.JsonlRows(path)
     for row, where in rows.numbered(range(len(rows))):
         if "id" not in row:
             raise InputError(f"{where}: has no id")
         name = str(row["id"])
-        if name in found:
+        if name in by_id:
             raise InputError(f"{where}: id {name!r} is that of an earlier row too")
-        found[name] = read_annotation(row, where, valid)
+        by_id[name] = read_annotation(row, where, valid)
     names = [record["id"] for record in pool]
-    if not found.keys() & set(names):
+    if not by_id.keys() & set(names):
         raise InputError(f"selection.mig.annotations: {path} has no id of the pool's, whose first "
                          f"is {names[0]!r}")
-    return [found.get(name) for name in names]
+    return [by_id.get(name) for name in names]
 
 
 def read_annotation(record: dict, where: str, valid: frozenset[str] | None) -> Annotation | None:
@@ -63,18 +63,18 @@ def read_annotation(record: dict, where: str, valid: frozenset[str] | None) -> A
         parts = [nested.get(name) or {} for name in ("instag", "deita")]
         if not all(isinstance(part, dict) for part in parts):
             raise InputError(f"{where}: annotation.instag or annotation.deita is not an object")
-        given = [parts[0].get("content"), *(parts[1].get(name) for name in _SCORES)]
+        values = [parts[0].get("content"), *(parts[1].get(name) for name in _SCORES)]
     else:
-        given = [record.get(name) for name in ("tags", *_SCORES)]
-    if any(value is None for value in given):
+        values = [record.get(name) for name in ("tags", *_SCORES)]
+    if any(value is None for value in values):
         return None
-    tags, *scores = given
+    tags, *scores = values
     if not _all_of(tags, str):
-        raise InputError(f"{where}: the tags are no array of strings")
-    for name, values in zip(_SCORES, scores, strict=True):
-        if not values or not _all_of(values, float) or not all(
-                math.isfinite(value) and value >= 0 for value in values):
-            raise InputError(f"{where}: {name} is no array of numbers of 0 or more")
+        raise InputError(f"{where}: tags is not an array of strings")
+    for name, numbers in zip(_SCORES, scores, strict=True):
+        if not numbers or not _all_of(numbers, float) or not all(
+                math.isfinite(number) and number >= 0 for number in numbers):
+            raise InputError(f"{where}: {name} is not an array of numbers of 0 or more")
     if len(scores[0]) != len(scores[1]):
         raise InputError(f"{where}: {len(scores[0])} quality_scores but {len(scores[1])} "
                          f"complexity_scores; there must be one of each per round")
@@ -93,14 +93,14 @@ def read_names(path: Path) -> list[str]:
     try:
         names = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
+        raise InputError(f"{path}: file not found") from None
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
     if not _all_of(names, str):
-        raise InputError(f"{path}: no JSON array of strings")
+        raise InputError(f"{path}: not a JSON array of strings")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{path}: {twice!r} is there twice")
+        raise InputError(f"{path}: {twice!r} appears twice")
     return names
 
 
@@ -112,8 +112,8 @@ def vector_files(path: Path) -> tuple[Path, Path]:
     return path, path.with_suffix(".json")
 
 
-def tag_vectors(path: Path, labels: Sequence[str]) -> np.ndarray:
-    """The vectors [L, H] of the tags in use; InputError where one is not there or has no
+def vectors_of(path: Path, labels: Sequence[str]) -> np.ndarray:
+    """The vectors [L, H] of the tags in use; InputError where one is missing or has no
     direction."""
     file, names_file = vector_files(path)
     vectors, names = arrays.read_array(file), read_names(names_file)
@@ -126,14 +126,14 @@ def tag_vectors(path: Path, labels: Sequence[str]) -> np.ndarray:
         raise InputError(f"{names_file}: no vector for {len(missing)} of the {len(labels)} tags in "
                          f"use: {_some(missing)}; add them, or leave the tags out by "
                          f"selection.mig.valid_tags")
-    found = np.asarray(vectors[[row_of[label] for label in labels]], dtype=np.float64)
-    lengths = np.linalg.norm(found, axis=1)
+    rows = np.asarray(vectors[[row_of[label] for label in labels]], dtype=np.float64)
+    lengths = np.linalg.norm(rows, axis=1)
     bad = [label for label, length in zip(labels, lengths, strict=True)
            if not (math.isfinite(length) and length > 0)]
     if bad:
         raise InputError(f"{file}: the vectors of {_some(bad)} have no direction (zero or not "
                          f"finite)")
-    return found
+    return rows
 
 
 def _some(names: Iterable[str]) -> str:

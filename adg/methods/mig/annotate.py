@@ -7,21 +7,21 @@ another, each over all of this rank's chunks (adg.measure). The prompts stand in
 selection.mig.annotator.
 """
 
-import bisect
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adg.base import distributed
 from adg.base.errors import InputError
-from adg.config import Config
 from adg.control_tokens import ControlTokens
-from adg.models import folders
-from adg.models.engines import ENGINES
-from adg.models.loading import max_positions
+from adg.prompts import longest_fit
 from adg.records import instruction_text
+
+if TYPE_CHECKING:
+    from adg.methods.mig import AnnotatorConfig, MigConfig
+    from adg.models.loader import Loader
 
 _PLACE = re.compile(r"\{(query|output)\}")
 _TAG = re.compile(r'"tag"\s*:\s*("(?:[^"\\]|\\.)*")')
@@ -31,22 +31,19 @@ _DIGITS = ("1", "2", "3", "4", "5", "6")
 class Reader:
     """A model that is asked one thing about each record, in an engine, with its own prompts."""
 
-    def __init__(self, role: str, prompt: str, num_new_tokens: int, config: Config) -> None:
+    def __init__(self, role: str, prompt: str, num_new_tokens: int, loader: "Loader",
+                 settings: "AnnotatorConfig") -> None:
         """`role`: tagger, quality_scorer or complexity_scorer in selection.mig.annotator."""
-        settings = config.selection.mig.annotator
         distributed.claim_gpus(1, "selection.mig.annotator")
-        folder = folders.local_folder(getattr(settings, role), config.output_dir)
-        self.tokenizer = folders.load_tokenizer(
-            folder, trust_remote_code=config.model.trust_remote_code)
-        self._control_tokens = ControlTokens(self.tokenizer, config.generation.control_tokens)
-        limit = max_positions(folders.describe(
-            folder, trust_remote_code=config.model.trust_remote_code))
-        if settings.max_length > limit:
+        model = loader.local(f"measure.{role}")
+        self.tokenizer = model.tokenizer()
+        self._control_tokens = ControlTokens(self.tokenizer, loader.control_tokens)
+        if settings.max_length > model.max_positions:
             raise InputError(f"selection.mig.annotator.max_length is {settings.max_length}, but "
-                             f"the {role} takes {limit} tokens")
+                             f"the {role} takes {model.max_positions} tokens")
         self._role, self._num_cut = role, 0
         self._prompt, self._room = prompt, settings.max_length - num_new_tokens
-        self.engine = ENGINES[settings.engine](folder, config)
+        self.engine = loader.engine(settings.engine, model, settings.max_length)
 
     def prompts(self, records: list[dict]) -> list[list[int]]:
         """The token ids of the prompt about each record, each short enough to be answered.
@@ -60,15 +57,10 @@ class Reader:
     def _fitted(self, values: dict[str, str]) -> list[int]:
         ids = self._ids(values)
         self._num_cut += len(ids) > self._room
-        for field in ("output", "query"):
+        for name in ("output", "query"):
             if len(ids) <= self._room:
                 return ids
-            whole = values[field]
-            kept = bisect.bisect_right(range(1, len(whole) + 1), self._room, key=lambda length: len(
-                self._ids(values | {field: whole[:length]})))  # noqa: B023 (called at once)
-            while kept and len(self._ids(values | {field: whole[:kept]})) > self._room:
-                kept -= 1  # a character more is not always a token more
-            values = values | {field: whole[:kept]}
+            values = longest_fit(self._ids, values, name, self._room)
             ids = self._ids(values)
         if len(ids) > self._room:
             raise InputError("selection.mig.annotator.max_length leaves no room for a record "
@@ -94,10 +86,9 @@ class Reader:
 class Tagger(Reader):
     """InsTagger: what a record asks for, in tags."""
 
-    def __init__(self, config: Config) -> None:
-        settings = config.selection.mig.annotator
-        super().__init__("tagger", settings.tagger_prompt, settings.max_tag_tokens, config)
+    def __init__(self, loader: "Loader", settings: "AnnotatorConfig") -> None:
         self._max_tokens = settings.max_tag_tokens
+        super().__init__("tagger", settings.tagger_prompt, self._max_tokens, loader, settings)
 
     def measure(self, records: list[dict]) -> list[dict]:
         """A row {"tags"} for each record."""
@@ -108,42 +99,43 @@ class Tagger(Reader):
 class Scorer(Reader):
     """One of DEITA's scorers, whose expected digits go under `column`, for the only round."""
 
-    def __init__(self, role: str, prompt: str, column: str, config: Config) -> None:
-        super().__init__(role, prompt, 1, config)
+    def __init__(self, role: str, prompt: str, column: str, loader: "Loader",
+                 settings: "AnnotatorConfig") -> None:
+        super().__init__(role, prompt, 1, loader, settings)
         self._column, self._digits = column, digit_tokens(self.tokenizer, role)
 
     def measure(self, records: list[dict]) -> list[dict]:
         """A row {column: [score from 1 to 6]} for each record."""
-        found = self.engine.probabilities(self.prompts(records), self._digits)            # [B, 6]
-        return [{self._column: [score]} for score in (found @ np.arange(1.0, 7.0)).tolist()]
+        shares = self.engine.probabilities(self.prompts(records), self._digits)           # [B, 6]
+        return [{self._column: [score]} for score in (shares @ np.arange(1.0, 7.0)).tolist()]
 
 
-def load_tagger(config: Config) -> Tagger:
+def load_tagger(loader: "Loader", settings: "MigConfig") -> Tagger:
     """The measurer of tags."""
-    return Tagger(config)
+    return Tagger(loader, settings.annotator)
 
 
-def load_quality(config: Config) -> Scorer:
+def load_quality(loader: "Loader", settings: "MigConfig") -> Scorer:
     """The measurer of quality_scores."""
-    prompt = config.selection.mig.annotator.quality_prompt
-    return Scorer("quality_scorer", prompt, "quality_scores", config)
+    return Scorer("quality_scorer", settings.annotator.quality_prompt, "quality_scores", loader,
+                  settings.annotator)
 
 
-def load_complexity(config: Config) -> Scorer:
+def load_complexity(loader: "Loader", settings: "MigConfig") -> Scorer:
     """The measurer of complexity_scores."""
-    prompt = config.selection.mig.annotator.complexity_prompt
-    return Scorer("complexity_scorer", prompt, "complexity_scores", config)
+    return Scorer("complexity_scorer", settings.annotator.complexity_prompt, "complexity_scores",
+                  loader, settings.annotator)
 
 
 def tags_in(text: str) -> list[str]:
     """The tags in what InsTagger wrote, in order: the values under "tag", whether or not the JSON
     around them is whole."""
     tags = []
-    for found in _TAG.findall(text):
+    for quoted in _TAG.findall(text):
         try:
-            tag = json.loads(found, strict=False).strip()
+            tag = json.loads(quoted, strict=False).strip()
         except ValueError:  # an escape that JSON does not know
-            tag = found[1:-1].strip()
+            tag = quoted[1:-1].strip()
         if tag:
             tags.append(tag.encode("utf-8", "replace").decode())  # no half of a surrogate pair
     return tags
@@ -154,5 +146,5 @@ def digit_tokens(tokenizer: Any, role: str) -> list[int]:
     ids = [tokenizer.convert_tokens_to_ids(digit) for digit in _DIGITS]
     if None in ids or tokenizer.unk_token_id in ids:
         raise InputError(f"selection.mig.annotator.{role}: the digits 1 to 6 are not tokens of "
-                         f"its tokenizer: this is no scorer of DEITA's kind")
+                         f"its tokenizer: not a scorer of DEITA's kind")
     return ids

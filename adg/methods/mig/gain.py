@@ -1,4 +1,4 @@
-"""Method mig: records that bring the most information on a graph of labels (MIG).
+"""The graph of labels of method mig, and what a record brings to it.
 
 A record gives its score to each of its tags, and from there to tags of like meaning. What a label
 has gathered counts less the more it is, so that the picks are good and differ.
@@ -8,34 +8,26 @@ Shapes: N records, L labels (the tags in use, sorted), H hidden.
 
 import heapq
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
-from adg.base.errors import InputError
-from adg.config import Config
-from adg.methods import measures
-from adg.methods.annotations import (
-    Annotation,
-    annotations_of,
-    read_annotation,
-    read_names,
-    tag_vectors,
-)
-from adg.methods.choice import Choice, without_divergence
-from adg.records import Pool
-from adg.selection_config import MigConfig
+from adg.methods.mig.annotations import Annotation
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 _ROWS = 256  # of the similarity matrix that are in memory at once
 
 
 def label_rows(annotations: Sequence[Annotation], labels: Sequence[str], *, norm: bool
-               ) -> sparse.csr_array:
+               ) -> "sparse.csr_array":
     """Each record's score at each of its tags, [N, L]; `norm`: over the number of its tags.
 
     A tag that a record names twice is one label, but counts twice in that number.
     """
+    from scipy import sparse
+
     column = {label: number for number, label in enumerate(labels)}
     rows = [sorted({column[tag] for tag in own.tags}) for own in annotations]
     values = [own.score / (len(own.tags) if norm and own.tags else 1) for own in annotations]
@@ -45,12 +37,14 @@ def label_rows(annotations: Sequence[Annotation], labels: Sequence[str], *, norm
                             shape=(len(rows), len(labels)))
 
 
-def propagation(vectors: np.ndarray, *, threshold: float, weight: float) -> sparse.csr_array:
+def propagation(vectors: np.ndarray, *, threshold: float, weight: float) -> "sparse.csr_array":
     """What part of a label's information goes to which label, [L, L], from vectors [L, H].
 
     Cosine similarities of `threshold` or more, those to other labels times `weight`, each column
     divided by its sum. A label is always like itself.
     """
+    from scipy import sparse
+
     size = len(vectors)
     units = np.asarray(vectors, dtype=np.float64)
     units = units / np.linalg.norm(units, axis=1, keepdims=True)
@@ -79,13 +73,7 @@ def slope_of_exponential(alpha: float) -> Slope:
     return lambda x: alpha * np.exp(-alpha * x)
 
 
-SLOPES: dict[str, Callable[[MigConfig], Slope]] = {
-    "pow": lambda settings: slope_of_power(settings.phi_a, settings.phi_b),
-    "exp": lambda settings: slope_of_exponential(settings.phi_alpha),
-}
-
-
-def pick_by_gain(values: sparse.csr_array, number: int, slope: Slope
+def pick_by_gain(values: "sparse.csr_array", number: int, slope: Slope
                  ) -> tuple[np.ndarray, np.ndarray]:
     """(rows, gains) of `number` picks in order, each the record of the largest gain then.
 
@@ -120,34 +108,3 @@ def pick_by_gain(values: sparse.csr_array, number: int, slope: Slope
         gathered[columns[own]] += data[own]
         slopes[columns[own]] = slope(gathered[columns[own]])
     return np.array(rows, dtype=np.int64), np.array(gains)
-
-
-def choose_by_information_gain(folder: Path, pool: Pool, config: Config) -> Choice:
-    """Method mig: top in the order of the picks, the score the gain at the pick; no controls."""
-    settings, budget = config.selection.mig, config.selection.budget
-    valid = frozenset(read_names(Path(settings.valid_tags))) if settings.valid_tags else None
-    if settings.tag_vectors is None:
-        vectors = measures.folder_of(folder, config)
-        rows = measures.Measures(folder, pool, config).checked("tags")
-        annotations = [read_annotation(row, where, valid) for row, where in rows]
-    else:
-        vectors = Path(settings.tag_vectors)
-        annotations = annotations_of(
-            pool, Path(settings.annotations) if settings.annotations else None, valid)
-    kept = np.array([row for row, own in enumerate(annotations) if own is not None], dtype=np.int64)
-    if budget > len(kept):
-        raise InputError(f"selection.budget is {budget}, but {len(kept)} of the {len(pool)} "
-                         f"records have tags and scores: give {len(kept)} at most")
-    annotations = [own for own in annotations if own is not None]
-    labels = sorted({tag for own in annotations for tag in own.tags})
-    similar = propagation(tag_vectors(vectors, labels),
-                          threshold=settings.threshold, weight=settings.prop_weight)
-    values = label_rows(annotations, labels, norm=settings.norm) @ similar               # [N, L]
-    rows, gains = pick_by_gain(values, budget, SLOPES[settings.phi](settings))
-    scores = np.full(len(pool), np.nan)
-    scores[kept[rows]] = gains
-    return without_divergence(pool, (kept[rows], (), ()), {
-        "kept": len(kept), "dropped": {"without tags or scores": len(pool) - len(kept)},
-        "without_valid_tags": sum(not own.tags for own in annotations),
-        "labels": len(labels), "edges": (similar.nnz - len(labels)) // 2,
-    }, score=scores)

@@ -10,43 +10,43 @@ Shapes: L tags, T tokens, H hidden.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adg.base import arrays, artifacts
 from adg.base.errors import InputError
-from adg.config import Config
 from adg.control_tokens import ControlTokens
-from adg.models import folders, loading
-from adg.models.batches import Batcher
-from adg.models.batching import budget
+from adg.models.batches import Batcher, budget, padded
 
-_TAGS, _VECTORS = "tags.json", "vectors.npy"  # as adg.methods.annotations finds them
+if TYPE_CHECKING:
+    from adg.methods.mig import MigConfig
+    from adg.models.loader import Loader
+
+_TAGS, _VECTORS = "tags.json", "vectors.npy"  # as adg.methods.mig.annotations finds them
 
 
-def write_tag_vectors(folder: Path, config: Config) -> dict[str, int]:
+def write_tag_vectors(folder: Path, loader: "Loader", settings: "MigConfig") -> dict[str, int]:
     """Write tags.json [L], sorted, and vectors.npy, float32 [L, H], beside the rows; the counts."""
     tags_of = [row["tags"] for row in artifacts.JsonlRows(folder)]
-    tags = sorted({tag for own in tags_of for tag in own})
+    tags = sorted({tag for row_tags in tags_of for tag in row_tags})
     path = folder / _TAGS
     if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != tags:
-        arrays.write_array(folder / _VECTORS, encode(tags, config))
+        arrays.write_array(folder / _VECTORS, encode(tags, loader))
         artifacts.write_json(path, tags)
-    return {"tags": len(tags), "without_tags": sum(not own for own in tags_of)}
+    return {"tags": len(tags), "without_tags": sum(not row_tags for row_tags in tags_of)}
 
 
-def encode(tags: list[str], config: Config) -> np.ndarray:
+def encode(tags: list[str], loader: "Loader") -> np.ndarray:
     """The unit vectors of tags, float32 [L, H]."""
     from transformers import AutoModel
 
-    settings = config.selection.mig.annotator
-    folder = folders.local_folder(settings.tag_encoder, config.output_dir)
-    check_pooling(folder)
-    tokenizer = folders.load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
-    model = loading.load_on_device(AutoModel, folder, config.model.dtype, config)
-    rows = with_end(tokenizer, tags, config.generation.control_tokens)
-    batcher = Batcher(lambda batch: _last_states(model, batch), budget(model, config))
+    source = loader.local("measure.tag_encoder")
+    check_pooling(source.folder)
+    rows = with_end(source.tokenizer(), tags, loader.control_tokens)
+    model = source.load(AutoModel, loader.dtype)
+    batcher = Batcher(lambda batch: _last_states(model, batch),
+                      budget(model, loader.tokens_per_batch))
     vectors = np.array(batcher.read(rows), dtype=np.float32).reshape(
         len(tags), model.config.get_text_config().hidden_size)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -57,9 +57,9 @@ def with_end(tokenizer: Any, texts: list[str], control_tokens: str | None) -> li
     """
     if not texts:
         return []
-    found = ControlTokens(tokenizer, control_tokens).encode(texts)["input_ids"]
+    rows = ControlTokens(tokenizer, control_tokens).encode(texts)["input_ids"]
     end = tokenizer.eos_token_id
-    return [ids if ids and ids[-1] == end else [*ids, end] for ids in found]
+    return [ids if ids and ids[-1] == end else [*ids, end] for ids in rows]
 
 
 def _last_states(model: Any, rows: list[list[int]]) -> np.ndarray:
@@ -67,14 +67,13 @@ def _last_states(model: Any, rows: list[list[int]]) -> np.ndarray:
     import torch
 
     lengths = torch.tensor([len(ids) for ids in rows], device=model.device)
-    longest = int(lengths.max())
-    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in rows], device=model.device)
-    attended = torch.arange(longest, device=model.device) < lengths[:, None]            # [rows, T]
+    tokens = padded(rows).to(model.device)                                              # [rows, T]
+    attended = torch.arange(tokens.shape[1], device=model.device) < lengths[:, None]
     with torch.inference_mode():
         states = model(input_ids=tokens, attention_mask=attended.long(),
                        use_cache=False).last_hidden_state                            # [rows, T, H]
-    own = torch.arange(len(rows), device=model.device)
-    return states[own, lengths - 1].float().cpu().numpy()
+    row = torch.arange(len(rows), device=model.device)
+    return states[row, lengths - 1].float().cpu().numpy()
 
 
 def check_pooling(folder: Path) -> None:

@@ -13,8 +13,8 @@ from adg import score_and_select
 from adg.base import artifacts
 from adg.base.errors import InputError
 from adg.config import load_config
-from adg.methods.annotations import Annotation
-from adg.methods.mig import (
+from adg.methods.mig.annotations import Annotation
+from adg.methods.mig.gain import (
     label_rows,
     pick_by_gain,
     propagation,
@@ -82,7 +82,7 @@ def test_picks_are_those_of_the_plain_form(slope: Callable, norm: bool, weight: 
 def test_blocks_of_the_similarity_change_nothing(monkeypatch):
     vectors = made_up(1, 50)[1]
     whole = propagation(vectors, threshold=0.8, weight=0.5).toarray()
-    monkeypatch.setattr("adg.methods.mig._ROWS", 7)
+    monkeypatch.setattr("adg.methods.mig.gain._ROWS", 7)
     assert np.allclose(propagation(vectors, threshold=0.8, weight=0.5).toarray(), whole,
                        rtol=0, atol=1e-15)
 
@@ -231,9 +231,9 @@ def test_other_annotations_vectors_or_settings_are_another_selection(mig_run, tm
     (ANNOTATED[:3], "mig.tag_vectors=gone.npy", "selection.mig.tag_vectors: gone.npy is not"),
     ([ANNOTATED[3]] * 3, "budget=3", "selection.budget is 3, but 0 of the 3 records have tags and "
                                      "scores: give 0 at most"),
-    ([flat("a", [1.0], [1.0])], "budget=1", "pool.jsonl:1: the tags are no array of strings"),
-    ([flat(["a"], [], [])], "budget=1", "pool.jsonl:1: quality_scores is no array of numbers"),
-    ([flat(["a"], [1.0], [-1.0])], "budget=1", "pool.jsonl:1: complexity_scores is no array"),
+    ([flat("a", [1.0], [1.0])], "budget=1", "pool.jsonl:1: tags is not an array of strings"),
+    ([flat(["a"], [], [])], "budget=1", "pool.jsonl:1: quality_scores is not an array of numbers"),
+    ([flat(["a"], [1.0], [-1.0])], "budget=1", "pool.jsonl:1: complexity_scores is not an array"),
     ([flat(["a"], [1.0], [1.0, 2.0])], "budget=1", "pool.jsonl:1: 1 quality_scores but 2 "),
     ([{"annotation": {"instag": 3, "deita": {}}}], "budget=1", "pool.jsonl:1: annotation.instag"),
 ])
@@ -247,8 +247,8 @@ def test_what_cannot_be_used_is_refused_by_name(mig_run, pool: list[dict], overr
 @pytest.mark.parametrize(("vectors", "names", "message"), [
     (VECTORS[:2], TAGS, "expected floats, a row for each of the 3 tags"),
     (VECTORS * [[0], [1], [1]], TAGS, "the vectors of 'b' have no direction"),
-    (VECTORS, ["a", "a", "b"], "'a' is there twice"),
-    (VECTORS, {"a": 1}, "no JSON array of strings")])
+    (VECTORS, ["a", "a", "b"], "'a' appears twice"),
+    (VECTORS, {"a": 1}, "not a JSON array of strings")])
 def test_vectors_that_do_not_fit_are_refused(mig_run, tmp_path, vectors, names, message: str):
     np.save(tmp_path / "other.npy", vectors.astype(np.float32))
     (tmp_path / "other.json").write_text(json.dumps(names))

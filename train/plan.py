@@ -1,0 +1,49 @@
+"""What a dry run says of a fine-tuning: steps, batches, memory, disk and time."""
+
+from adg.config import Config
+from adg.models.loading import LocalModel
+from adg.pipeline import planning, provenance
+from train import hours
+from train.batches import Order
+from train.memory import Memory, estimate
+
+_OPTIMIZER_BYTES = 12  # a weight and AdamW's two moments in float32, in a checkpoint
+
+
+def show_plan(run: provenance.StageRun, order: Order, source: LocalModel, sharding: dict) -> None:
+    """Print what the stage would do; `sharding` is DeepSpeed's configuration."""
+    settings, weights = run.config.train, source.num_weights()
+    width = 4 if run.config.model.dtype == "float32" else 2
+    stage = sharding.get("zero_optimization", {}).get("stage", 0)
+    copies = 1 if stage == 3 else 2  # of the weights: as a model, and in DeepSpeed's own file
+    checkpoint = weights * (copies * width + _OPTIMIZER_BYTES)
+    needed = estimate(weights, source.described, sharding, bytes_per_weight=width,
+                      ranks=order.ranks, tokens=order.largest(),
+                      checkpointing=settings.gradient_checkpointing)
+    planning.show(run, {
+        "records": f"{len(order.lengths):,}, {settings.epochs} epochs, "
+                   f"{len(order.steps):,} steps, "
+                   f"{settings.epochs * sum(order.lengths):,} tokens",
+        "batches": f"{batches(order, run.config)}, {order.largest():,} tokens at most",
+        "model": f"{weights:,} weights",
+        "memory": _memory(needed, order.ranks),
+    }, records=settings.epochs * len(order.lengths),
+        disk=weights * width + (settings.keep_checkpoints + 1) * checkpoint,
+        by_arithmetic=None if width == 4 or needed.host else hours.estimate(
+            order, weights, source.described, sharding,
+            checkpointing=settings.gradient_checkpointing))
+
+
+def _memory(needed: Memory, ranks: int) -> str:
+    parts = ", ".join(f"{name} {planning.size(value)}"
+                      for name, value in needed._asdict().items() if name != "host")
+    host = f"; {planning.size(needed.host)} of the machine's" if needed.host else ""
+    return f"about {planning.size(needed.total())} on each of {ranks} rank(s): {parts}{host}"
+
+
+def batches(order: Order, config: Config) -> str:
+    """How the ranks share a step, in words."""
+    each = len(order.steps[0]) // order.ranks
+    mean = config.train.batch_size / len(order.steps[0])
+    return (f"{config.train.batch_size} records a step: {order.ranks} rank(s) x {each} pass(es) of "
+            f"{mean:.3g} on average")
