@@ -102,6 +102,11 @@ def prose(readme: Path) -> str:
     return re.sub(r"^```.*?^```$", "", readme.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
+def before_recipes(readme: Path) -> str:
+    """A README without its examples of what might be added, whose names are made up."""
+    return readme.read_text().partition("\n## How to add")[0]
+
+
 def is_module(name: str) -> bool:
     path = ROOT / name.replace(".", "/")
     return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
@@ -135,7 +140,7 @@ def test_lines_have_one_width(readme: Path):
 
 @pytest.mark.parametrize("readme", READMES, ids=named_by)
 def test_commands_modules_and_files_exist(readme: Path):
-    text = re.sub(r"\\?\n\s*", " ", readme.read_text())
+    text = re.sub(r"\\?\n\s*", " ", before_recipes(readme))
     for module in re.findall(r"(?:python|torchrun [^`|]*?) -m ([a-z][\w.]*)", text):
         assert is_module(module), module
     for path in re.findall(r"\b((?:configs|tests|adg|eval|train|embedding|generation)/[a-z0-9_/.]*"
@@ -149,6 +154,6 @@ def test_configuration_keys_exist(readme: Path):
     sections = "|".join({name.split(".")[0] for name in keys if "." in name})
     free = "pool.fields.", "embedding.windows."  # below these, names are the user's own
     for name in re.findall(rf"(?<![\w/.])((?:{sections})(?:\.[a-z_]+)+)(?=[=`:])",
-                           readme.read_text().partition("\n## How to add")[0]):
+                           before_recipes(readme)):
         assert (name.startswith(free) or name.endswith((".py", ".jsonl")) or is_module(name)
                 or any(key == name or key.startswith(f"{name}.") for key in keys)), name
