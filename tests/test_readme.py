@@ -143,8 +143,8 @@ def test_commands_modules_and_files_exist(readme: Path):
     text = re.sub(r"\\?\n\s*", " ", before_recipes(readme))
     for module in re.findall(r"(?:python|torchrun [^`|]*?) -m ([a-z][\w.]*)", text):
         assert is_module(module), module
-    for path in re.findall(r"\b((?:configs|tests|adg|eval|train|embedding|generation)/[a-z0-9_/.]*"
-                           r"\.(?:py|yaml|jsonl|json))\b", text):
+    for path in re.findall(r"(?<![\w/])((?:adg|configs|embedding|eval|generation|tests|train)/"
+                           r"[a-z0-9_/.]*\.(?:py|yaml|jsonl|json))\b", text):
         assert path == "configs/yours.yaml" or (ROOT / path).is_file(), path
 
 
