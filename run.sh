@@ -27,7 +27,7 @@ has_gpu() {  # one that CUDA_VISIBLE_DEVICES leaves to use
 
 check_machine() {  # $1: the requirements
     PYTHON="${PYTHON:-python3}"
-    command -v "$PYTHON" >/dev/null || fail "$PYTHON is not there: install Python 3.11 or newer"
+    command -v "$PYTHON" >/dev/null || fail "$PYTHON not found: install Python 3.11 or newer"
     "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' ||
         fail "$("$PYTHON" --version) is too old or too new: 3.11 to 3.14 will do; name one in PYTHON="
     "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
@@ -36,7 +36,7 @@ check_machine() {  # $1: the requirements
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
         fail "$PYTHON lacks its C headers (Debian and Ubuntu: python3-dev); DeepSpeed compiles with them"
     command -v "${CXX:-c++}" >/dev/null ||
-        fail "${CXX:-c++} is not there: install a C++ compiler; DeepSpeed compiles an operator with it"
+        fail "${CXX:-c++} not found: install a C++ compiler; DeepSpeed compiles an operator with it"
     local glibc
     glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || true
     printf '%s\n' 2.31 "${glibc#glibc }" | sort -CV ||
@@ -63,9 +63,9 @@ install_torch_for_cpu() {
     local torch
     torch=$(grep -o '^torch==[^ ]*' "$CPU")
     install "$torch" 2>/dev/null && return
-    echo "set-up: pip finds no processor build of $torch; fetching it with uv, which knows PyTorch's index"
+    echo "set-up: pip finds no CPU build of $torch; fetching it with uv, which knows PyTorch's index"
     install uv && .venv/bin/uv pip install -q --python .venv/bin/python --torch-backend=cpu "$torch" ||
-        fail "the processor build of $torch could not be had: put a wheel of it where pip looks
+        fail "no CPU build of $torch could be installed: put a wheel of it where pip looks
         (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL) and run this again"
 }
 
@@ -81,14 +81,14 @@ setup() {  # $1: gpu, cpu or nothing
             if [ -z "$named" ] && [ "$requirements" != "$GPU" ] && has_gpu; then
                 [ -z "$requirements" ] ||
                     fail ".venv is for the CPU, and this machine has a GPU: \`bash run.sh setup gpu\`" \
-                        "makes it anew, \`bash run.sh setup cpu\` keeps it and leaves the GPU unused"
+                        "replaces it, \`bash run.sh setup cpu\` keeps it and leaves the GPU unused"
                 requirements=$GPU
             fi ;;
         *) fail "unknown kind of set-up: $1; it is gpu or cpu" ;;
     esac
     requirements=${requirements:-$CPU}
     if [ "$requirements" = "$CPU" ] && has_gpu; then
-        echo "set-up: .venv is for the CPU, as was asked for: the GPU here is not used"
+        echo "set-up: .venv is for the CPU, as requested: the GPU here is not used"
         export CUDA_VISIBLE_DEVICES=
     fi
     stamp="$requirements $(cksum <"$requirements") $DEMO_MODEL"
@@ -98,7 +98,7 @@ setup() {  # $1: gpu, cpu or nothing
     fi
     check_machine "$requirements"
     if [ -n "$made" ] && [ "${made%% *}" != "$requirements" ]; then
-        echo "set-up: .venv was made from ${made%% *}; it is made anew from $requirements"
+        echo "set-up: .venv was made from ${made%% *}; it is replaced by one from $requirements"
         "$PYTHON" -m venv --clear .venv
     fi
     echo "set-up: installing $requirements into .venv (some minutes; once only)"
@@ -111,11 +111,11 @@ setup() {  # $1: gpu, cpu or nothing
     done
     if [ "$requirements" = "$CPU" ]; then
         install_torch_for_cpu
-        echo "set-up: torch is there after ${SECONDS} s"
+        echo "set-up: torch is installed after ${SECONDS} s"
     fi
     install -r "$requirements" || fail "pip could not install $requirements; run this again to go on"
     if [ "$requirements" = "$CPU" ]; then
-        # vLLM's processor build asks for these, and pip's builds of them do not fit this torch; a
+        # vLLM's CPU build asks for these, and pip's builds of them do not fit this torch; a
         # package that is there but cannot be imported breaks transformers.
         for package in torchvision torchaudio torchcodec; do
             .venv/bin/python -c "import $package" 2>/dev/null ||

@@ -10,14 +10,13 @@ from adg.base.errors import InputError
 from adg.benchmarks import BENCHMARKS, groups
 from adg.config import NOT_COMPARED_KEYS
 from adg.methods import METHODS
-from adg.pipeline.history import read_records
-from adg.pipeline.stages import OUTSIDE, producer_of
+from adg.pipeline.record import read_records
+from adg.pipeline.sources import is_outside
 from eval.published import Paper
 from eval.rows import Cell, Design, Row
 
 _SEEDS = ("selection.seed", "train.seed", "seed")  # a stage's own goes before that of all
-# Inputs that the seeds of one cell share: models, and the pool, which prepare need not have made
-_SOURCES = frozenset(("pool.jsonl", *OUTSIDE)) - {"train.deepspeed", "eval.data_dir"}
+_NOT_SHARED = ("train.deepspeed", "eval.data_dir")  # inputs that seeds of one cell may differ in
 
 
 def rows_of(run: Path, paper: Paper) -> list[Row]:
@@ -66,24 +65,20 @@ def _cells(result: dict) -> dict[str, Cell]:
 
 def records_behind(records: dict[str, dict], name: str) -> dict[str, dict]:
     """{label: record} of every stage that led to an evaluated model, in the order of the stages: a
-    record names its inputs, and each was made by a stage that left a record too."""
+    record names its inputs, and those that are another's outputs have that one behind them."""
+    makers = {artefact: label for label, record in records.items()
+              for artefact in {**record.get("grew_from", {}), **record.get("outputs", {})}}
     behind: dict[str, dict] = {}
 
-    def add(label: str) -> None:
+    def add(label: str | None) -> None:
         if label in records and label not in behind:
             for artefact in records[label].get("inputs", {}):
-                add(_label_of(artefact, records))
+                add(makers.get(artefact))
             behind[label] = records[label]
 
     add(f"finetune {name}")
     add(f"evaluate {name}")
     return behind
-
-
-def _label_of(artefact: str, records: dict[str, dict]) -> str:
-    """Under what label the stage that wrote subsets/adg/top.json left its record: select adg."""
-    stage = producer_of(artefact) or ""
-    return stage if stage in records else " ".join([stage, *Path(artefact).parts[1:2]])
 
 
 def _record(behind: dict[str, dict], stage: str) -> dict:
@@ -101,11 +96,11 @@ def _model(behind: dict[str, dict], stage: str, source: str) -> str:
 
 
 def design_of(behind: dict[str, dict], name: str, paper: Paper) -> Design:
-    """The cell of an evaluated model, from the records of the stages behind it."""
+    """What an evaluated model tries, from the records of the stages behind it."""
     sources = _record(behind, "finetune").get("inputs")
     if not sources:
         return Design("Base, not fine-tuned" if name == "base" else name,
-                        paper.backbone(_model(behind, "evaluate", "model")))
+                      paper.backbone(_model(behind, "evaluate", "model")))
     backbone = paper.backbone(sources["train.model"]["name"])
     if subset := sources.get("train.subset"):
         return Design(subset["name"], backbone)
@@ -159,7 +154,13 @@ def _sources(behind: dict[str, dict], key: str) -> dict[str, str]:
     """{input: hash} of the pool, models and files that an evaluated model came from."""
     return {name: source[key] for record in behind.values()
             for name, source in record.get("inputs", {}).items()
-            if name in _SOURCES and key in source}
+            if _is_shared(name) and key in source}
+
+
+def _is_shared(name: str) -> bool:
+    """Whether the seeds of one cell share an input: models, and the pool, which prepare need not
+    have made."""
+    return name == "pool.jsonl" or is_outside(name) and name not in _NOT_SHARED
 
 
 def _settings(parameters: list[dict[str, Any]],

@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from adg.base import artifacts, distributed, watchdog
+from adg.base import artifacts, distributed, logs, process
 from adg.base.errors import InputError
 from train.batches import Order
 
@@ -51,7 +51,7 @@ class Progress(TrainerCallback):
                                          self._records[state.global_step])
         if distributed.rank() == 0:
             with self._metrics.open("a+b", buffering=0) as log:
-                artifacts.drop_torn_line(log)
+                logs.drop_torn_line(log)
             rows = [row for row in artifacts.JsonlRows(self._metrics)
                     if row["step"] <= state.global_step]
             artifacts.write_jsonl(self._metrics, rows)
@@ -59,10 +59,10 @@ class Progress(TrainerCallback):
         self._speed.start(self._tokens[state.global_step])
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        watchdog.beat()
+        process.beat()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        watchdog.beat()
+        process.beat()
         self._bar.update(self._records[state.global_step] - self._records[state.global_step - 1])
         self._rates = self._speed.step(self._tokens[state.global_step])
 
@@ -88,7 +88,7 @@ class Progress(TrainerCallback):
                    "grad_norm": logs.get("grad_norm"),
                    "tokens": self._tokens[state.global_step], **self._rates}
             with self._metrics.open("ab", buffering=0) as log:
-                artifacts.append_line(log, artifacts.to_line(row))
+                logs.append_line(log, artifacts.to_line(row))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._bar.close()
@@ -118,14 +118,14 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        watchdog.beat()
+        process.beat()
         _wait_for_all()
         if distributed.local_rank() == 0:
             artifacts.flush_tree(folder)  # what this node's ranks have written
         _wait_for_all()
         if distributed.rank() == 0:
             artifacts.write_json(folder / self._marker, {"world_size": distributed.world_size()})
-        watchdog.beat()
+        process.beat()
         self._last = time.monotonic()
 
 

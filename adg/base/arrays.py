@@ -111,7 +111,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
+        raise InputError(f"{path}: not found") from None
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: not a whole .npy file ({error}); remove it and run its stage "
                          f"again") from None

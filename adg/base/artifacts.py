@@ -11,7 +11,6 @@ import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from io import FileIO
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -125,33 +124,6 @@ def write_json_array(path: Path, rows: Iterable[dict]) -> None:
         file.write("\n]\n")
 
 
-# Logs: files that grow by a line, open as "a+b" and unbuffered
-
-
-def drop_torn_line(log: FileIO) -> list[bytes]:
-    """Cut off a last line without an end, which a writer that was killed left; the whole lines.
-
-    No second handle is opened: closing one would give up a lock on the log.
-    """
-    log.seek(0)
-    content = log.read()
-    lines = content[: content.rfind(b"\n") + 1]
-    if lines != content:
-        log.truncate(len(lines))
-    return lines.splitlines()
-
-
-def append_line(log: FileIO, line: str) -> None:
-    """Append a line, or nothing of it: on a full disk OSError that names the log."""
-    size, left = log.seek(0, os.SEEK_END), memoryview(line.encode() + b"\n")
-    try:
-        while left:
-            left = left[log.write(left):]
-    except OSError as error:
-        log.truncate(size)
-        raise OSError(error.errno, error.strerror, str(log.name)) from error
-
-
 # Chunks
 
 
@@ -262,7 +234,7 @@ def _line_offsets(path: Path) -> array:
             for line in file:
                 offsets.append(offsets[-1] + len(line))
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
+        raise InputError(f"{path}: not found") from None
     return offsets
 
 
@@ -277,8 +249,8 @@ def parse_record(line: bytes, where: str) -> dict:
         if end != len(text):
             raise json.JSONDecodeError("Extra data", text, end)
     except (ValueError, RecursionError) as error:  # broken JSON or UTF-8, or thousands of brackets
-        raise InputError(f"{where}: not valid JSON ({error}); mend or remove the line") from None
+        raise InputError(f"{where}: not valid JSON ({error}); fix or remove the line") from None
     if not isinstance(record, dict):
         raise InputError(f"{where}: a {type(record).__name__}, not a JSON object; "
-                         f"mend or remove it")
+                         f"fix or remove it")
     return record

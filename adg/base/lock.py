@@ -1,12 +1,9 @@
 """One run at a time: the first rank of a stage holds a lock, which its end or death gives up.
 
 `provenance/<stage>.lock` stays; whether it is held is what the file system says, and its text names
-the last holder and what that reads. Where the file system has no locks, a marker beside the file
-says it: it is there as long as the lock is held, and touched all the time by its holder, whose
-death shows by the marker's age.
+the last holder and what that reads. Where the file system has no locks, markers take their place.
 """
 
-import atexit
 import contextlib
 import errno
 import fcntl
@@ -14,20 +11,15 @@ import functools
 import itertools
 import json
 import os
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from adg.base import artifacts, distributed, screen
+from adg.base import artifacts, distributed, markers
 from adg.base.errors import InputError
 
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # Lustre without flock, NFS alike
-_TOUCH = 5  # seconds between two touches of a marker
-_DEAD = 120  # seconds without one, after which its holder counts as dead
 _POLL = 0.2  # seconds between two looks at a lock that is waited for
 PIPELINE = "ADG_PIPELINE_LOCK"  # in the environment of a pipeline's stages: its lock
 
@@ -89,7 +81,7 @@ def _hold(own: Path, label: str, reads: Iterable[str]) -> dict | None:
     with artifacts.naming(own):
         file.truncate(0)
         file.write(json.dumps({
-            "stage": label, **_here(), "reads": [*reads]}).encode())
+            "stage": label, **markers.here(), "reads": [*reads]}).encode())
     return None
 
 
@@ -115,7 +107,7 @@ def _attempt(file: BinaryIO) -> Callable[[], None] | None:
     """Lock an open file: what gives the lock up, or None where another process has it."""
     locked = _locked(file)
     if locked is None:
-        return _mark(_marker(file))
+        return markers.mark(markers.marker_of(file))
     return (lambda: fcntl.lockf(file, fcntl.LOCK_UN)) if locked else None
 
 
@@ -123,7 +115,7 @@ def _is_held(path: Path) -> dict:
     """What the holder of a lock wrote; {} where nobody holds it."""
     with path.open("r+b") as file:
         locked = _locked(file)
-        free = not _is_live(_marker(file)) if locked is None else locked
+        free = not markers.is_live(markers.marker_of(file)) if locked is None else locked
         return {} if free else _holder(file)
 
 
@@ -144,102 +136,7 @@ def _locked(file: BinaryIO) -> bool | None:
 @functools.cache
 def _note(reason: str) -> None:
     distributed.say(f"note: this file system has no locks ({reason}): files with the name of their "
-                    f"holder, touched every {_TOUCH} s, take their place")
-
-
-# Where the file system has no locks
-
-
-def _marker(file: BinaryIO) -> Path:
-    path = Path(file.name)
-    return path.with_name(f".{path.name.lstrip('.')}.held")
-
-
-def _mark(marker: Path) -> Callable[[], None] | None:
-    """Make a marker and keep it young: what removes it, or None where a live process has it."""
-    text = json.dumps(_here()).encode()
-    if not _create(marker, text):
-        _remove_dead(marker)
-        if not _create(marker, text):
-            return None
-    ended = threading.Event()
-    threading.Thread(target=_keep_young, args=(marker, text, ended), daemon=True).start()
-
-    def remove() -> None:
-        atexit.unregister(remove)
-        ended.set()
-        marker.unlink(missing_ok=True)
-
-    atexit.register(remove)
-    return remove
-
-
-def _create(path: Path, text: bytes) -> bool:
-    """Whether this process, and no other, has made the file."""
-    try:
-        with artifacts.naming(path), path.open("xb", buffering=0) as file:
-            file.write(text)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _remove_dead(marker: Path) -> None:
-    """Remove a marker whose holder is dead.
-
-    One process looks and removes at a time: the marker that another removes is the one it saw.
-    """
-    guard = marker.with_name(f"{marker.name}.removal")
-    if not _create(guard, b""):
-        if not _is_live(guard):  # of a process that was killed right here
-            guard.unlink(missing_ok=True)
-        return
-    try:
-        if not _is_live(marker):
-            marker.unlink(missing_ok=True)
-    finally:
-        guard.unlink(missing_ok=True)
-
-
-def _is_live(marker: Path) -> bool:
-    """Whether a marker's holder is alive: it was touched lately, and its process is not gone."""
-    try:
-        if time.time() - marker.stat().st_mtime > _DEAD:
-            return False
-        holder = json.loads(marker.read_bytes()) | {}
-    except FileNotFoundError:
-        return False
-    except (ValueError, TypeError):  # it has not been written yet
-        return True
-    return holder["host"] != socket.gethostname() or _runs(holder["process"])
-
-
-def _runs(process: int) -> bool:
-    """Whether there is a process of this number on this host."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
-
-
-def _keep_young(marker: Path, text: bytes, ended: threading.Event) -> None:
-    """Touch a marker until `ended`; the end of this process where another has taken it over."""
-    while not ended.wait(_TOUCH):
-        with contextlib.suppress(OSError):  # a file server that does not answer now
-            if marker.read_bytes() != text:
-                print(f"\nerror: {marker} belongs to another process: this one stood still for so "
-                      f"long that it counted as dead. What is written is whole.",
-                      file=screen.stderr(), flush=True)
-                os._exit(os.EX_TEMPFAIL)
-            os.utime(marker)
-
-
-def _here() -> dict:
-    return {"host": socket.gethostname(), "process": os.getpid(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds")}
+                    f"holder, touched every {markers.TOUCH} s, take their place")
 
 
 def _holder(file: BinaryIO) -> dict:

@@ -25,10 +25,3 @@ METHODS: dict[str, Method] = {
     "mig": mig.METHOD,
     "scar": scar.METHOD,
 }
-
-
-def outside_inputs() -> tuple[str, ...]:
-    """The names of all that methods read from outside the run folder."""
-    return tuple(dict.fromkeys(
-        name for method in METHODS.values()
-        for name in (*(method.measure.models if method.measure else ()), *method.files)))

@@ -7,7 +7,6 @@ dispersion, anisotropy and score, how many records moved far, and those that mov
     python -m adg.tools.compare_runs runs/demo/subsets/adg runs/demo/subsets/only-d
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +15,11 @@ import numpy as np
 
 from adg import answer_vectors
 from adg.base import artifacts
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
 from adg.base.errors import InputError
-from adg.config import load_config
+from adg.base.process import run_script
+from adg.methods.divergence import correlation
+from adg.tools.run_folder import new_parser, open_run
 
 _FAR = 0.1  # of the records: a rank that moved by more than this moved far
 _LISTED = 10  # records that moved most
@@ -35,8 +36,7 @@ class Selection(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     for name in ("A", "B"):
         parser.add_argument(name, type=Path, help="a run folder, or a folder subsets/NAME of one")
     arguments = parser.parse_args()
@@ -52,11 +52,11 @@ def read_selection(path: Path) -> Selection:
         if not (path / "config.yaml").is_file():
             raise InputError(f"{path}: neither a run folder with a config.yaml, nor a folder "
                              f"subsets/NAME with a scores.jsonl")
-        folder = path / "subsets" / load_config(path / "config.yaml", []).selection.name
+        folder = path / "subsets" / open_run(path).selection.name
         if not folder.is_dir():
             there = sorted(own.name for own in (path / "subsets").glob("*"))
             raise InputError(f"{path}/config.yaml, the last configuration that worked here, names "
-                             f"the selection {folder.name}, which is not there: give one of "
+                             f"the selection {folder.name}, which was not found: give one of "
                              f"{path}/subsets/ ({', '.join(there) or 'empty'})")
         others = sorted(own.parent.name for own in path.glob("subsets/*/scores.jsonl")
                         if own.parent != folder)
@@ -100,7 +100,7 @@ def compare(a: Selection, b: Selection) -> dict:
         "top_a": len(top_a), "top_b": len(top_b), "shared": len(top_a & top_b),
         "jaccard": len(top_a & top_b) / max(1, len(top_a | top_b)),
         "by_chance": len(top_a) * len(top_b) / len(ids), "scored": len(scored),
-        "spearman": {name: _correlation(*own[1:]) for name, own in ranks.items()},
+        "spearman": {name: correlation(left, right) for name, (_, left, right) in ranks.items()},
         "moved_far": float((moved > _FAR * len(scored)).mean()) if len(scored) else None,
         "moved_most": [(ids[scored[i]], float(rank_a[i]), float(rank_b[i])) for i in most],
     }
@@ -112,13 +112,6 @@ def _ranks(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
     rows = np.flatnonzero(~np.isnan(left) & ~np.isnan(right))
     return rows, rankdata(-left[rows]), rankdata(-right[rows])
-
-
-def _correlation(left: np.ndarray, right: np.ndarray) -> float | None:
-    """Pearson's correlation of ranks, which is Spearman's."""
-    if len(left) < 2 or left.std() == 0 or right.std() == 0:
-        return None
-    return float(np.corrcoef(left, right)[0, 1])
 
 
 def describe(a: Selection, b: Selection, figures: dict) -> list[str]:

@@ -7,34 +7,30 @@ other settings than the stage before. Ends with status 1 where something does no
     python -m adg.tools.verify runs/demo
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from adg import answer_vectors
-from adg.base.distributed import run_script
 from adg.base.errors import InputError
 from adg.base.hashes import HashCache
-from adg.config import Config, load_config
-from adg.methods import outside_inputs
-from adg.pipeline.history import read_log, read_records
-from adg.pipeline.identity import Identities, differ
-from adg.pipeline.stages import OUTSIDE, STAGES
+from adg.base.process import run_script
+from adg.config import Config
+from adg.pipeline.identity import Identities
+from adg.pipeline.record import read_log, read_records
+from adg.pipeline.sources import is_of_method, is_outside, models
+from adg.pipeline.stages import STAGES
+from adg.pipeline.staleness import differ
+from adg.tools.run_folder import run_from_command_line
 
 _SHARED = ("chunk_size", "model.", "generation.")  # what sample and embed must agree on
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run folder")
-    run = parser.parse_args().run
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run}/ holds no config.yaml: not a run folder")
+    run, config = run_from_command_line(__doc__)
     records = read_records(run)
-    problems = list(verify(run, records, load_config(run / "config.yaml", [f"output_dir={run}"])))
+    problems = list(verify(run, records, config))
     for problem in problems:
         print(f"does not fit: {problem}")
     for source, chunks in answer_vectors.sources(run).items():
@@ -59,7 +55,7 @@ def verify(run: Path, records: dict[str, dict], config: Config) -> Iterator[str]
         for name, written in record["outputs"].items():
             yield from _changed(run, identities, name, written, label)
         for name, known in record["inputs"].items():
-            yield from _foreign(label, name, known, records, makers, identities)
+            yield from _foreign(label, name, known, records, makers, identities, config)
     yield from _at_odds(records)
 
 
@@ -70,7 +66,7 @@ def _changed(run: Path, identities: Identities, name: str, written: dict | None,
     if written is None or now == written:
         return
     if now is None:
-        yield f"{name} is not there any more; {label} wrote it"
+        yield f"{name} not found; {label} wrote it"
         return
     before = HashCache(run / "provenance" / "sha256.json").known()
     own = {path for path in before if Path(path).is_relative_to(run / name)}
@@ -84,11 +80,11 @@ def _changed(run: Path, identities: Identities, name: str, written: dict | None,
 
 
 def _foreign(label: str, name: str, known: dict, records: dict[str, dict], makers: dict[str, str],
-             identities: Identities) -> Iterator[str]:
+             identities: Identities, config: Config) -> Iterator[str]:
     """Whether a stage's input is not what is there, or not what its maker wrote."""
-    if name in OUTSIDE:
-        own = name in ("train.model", *outside_inputs())  # each NAME has one of its own
-        if own and name not in identities.models():
+    if is_outside(name):
+        own = name == "train.model" or is_of_method(name)  # each NAME has one of its own
+        if own and name not in models(config):
             return
         try:
             now = identities.outside(name, whole="whole" in known)

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM
 
-from adg.base import distributed
+from adg.base import distributed, process
 from adg.base.errors import InputError
 from adg.config import load_config
 from adg.models import loading
@@ -28,6 +28,9 @@ from train import finetune
 
 MIG = "MIG-3dcbcc22-5b0c-5fd7-9ab5-2ca3a8ccc4c1"
 UUID = "GPU-2d971e69-8147-8221-a055-e26573950f91"
+
+ENGINE = {"dtype": "float32", "seed": 0, "trust_remote_code": False, "gpu_memory_utilization": 0.9,
+          "own_process": False}
 
 
 @pytest.fixture
@@ -79,12 +82,12 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_wherever_a_model_is_put(config_
         f"1 GPU(s) are listed (nvidia-smi, CUDA_VISIBLE_DEVICES), but torch {torch.__version__} "
         f"cannot use them: The NVIDIA driver on your system is too old (found version 12020). It "
         f"needs NVIDIA driver 580 or newer")
-    read = AutoModelForCausalLM, tiny_model, "float32", config
+    source, read = loading.LocalModel(tiny_model), (AutoModelForCausalLM, "float32")
     for start in (distributed.device, finetune.prepare_environment,
-                  lambda: loading.check_room(*read), lambda: loading.load_on_device(*read),
-                  lambda: engine_options(config, own_process=True),
-                  lambda: VllmSampler(loading.LocalModel(tiny_model), config),
-                  lambda: TransformersSampler(loading.LocalModel(tiny_model), config)):
+                  lambda: source.check_room(*read), lambda: source.load(*read),
+                  lambda: engine_options(**ENGINE),
+                  lambda: VllmSampler(source, config),
+                  lambda: TransformersSampler(source, config)):
         with pytest.raises(InputError, match=said):
             start()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -116,25 +119,24 @@ def test_a_stage_says_in_one_line_that_torch_cannot_use_the_gpu(config_file, sta
     nvidia_smi("GPU 0: NVIDIA H100 80GB HBM3 (...)")
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        distributed.run_script(lambda: stage(sample_answers, path))
+        process.run_script(lambda: stage(sample_answers, path))
     assert ended.value.code == 2
     assert re.fullmatch(r"error: 1 GPU\(s\) are listed .* but torch .* cannot use them: .*\n",
                         capsys.readouterr().err)
 
 
-def test_vllm_for_gpus_is_refused_where_there_is_none(config_file, monkeypatch):
+def test_vllm_for_gpus_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config = load_config(config_file(), [])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    with pytest.raises(InputError, match="in its build for GPUs, and there is no GPU.*setup cpu"):
-        engine_options(config, own_process=False)
+    with pytest.raises(InputError, match="the GPU build of vLLM is installed, but no GPU.*setup"):
+        engine_options(**ENGINE)
 
 
 def test_a_stage_finds_the_ninja_of_its_environment(tmp_path: Path):
     """torch and DeepSpeed run `ninja`, which a folder of PATH must hold."""
     code = ("from torch.utils.cpp_extension import verify_ninja_availability\n"
-            "from adg.base.distributed import run_script\n"
+            "from adg.base.process import run_script\n"
             "run_script(verify_ninja_availability)")
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, text=True,
                            capture_output=True, env={**os.environ, "PATH": str(tmp_path)})
@@ -143,7 +145,7 @@ def test_a_stage_finds_the_ninja_of_its_environment(tmp_path: Path):
 
 _PARENT = """
 import subprocess, sys
-from adg.base.distributed import end_children_with_this_process
+from adg.base.process import end_children_with_this_process
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"],
                          start_new_session=True)
 end_children_with_this_process()
@@ -168,13 +170,12 @@ def test_ctrl_c_is_one_line_and_status_130(capsys, monkeypatch):
     for rank, said in (("0", "\nstopped; the same command goes on from here\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit) as ended:
-            distributed.run_script(main)
+            process.run_script(main)
         assert ended.value.code == 130 and capsys.readouterr().err == said
 
 
 _MANY_LINES = """
-from adg.base.distributed import run_script
-from adg.models.loading import LocalModel
+from adg.base.process import run_script
 def main():
     {before}
     for number in range(100_000):

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, tree
 
-from adg.base import lock
+from adg.base import lock, markers
 from adg.base.errors import InputError
 from adg.config import load_config
-from adg.pipeline.provenance import StageRun, begin
+from adg.pipeline.stage_run import StageRun, begin
 from generation import prepare_pool
 
 _AT_WORK = """
@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 from adg.base import lock
 from adg.config import load_config
-from adg.pipeline.provenance import StageRun
+from adg.pipeline.stage_run import StageRun
 def refuse(*arguments):
     raise OSError(38, "Function not implemented")
 if sys.argv[3:]:
@@ -45,7 +45,8 @@ def at_work(name: str, config: Path, *without_locks: str) -> subprocess.Popen:
     """A process that has started a stage and does not end."""
     process = subprocess.Popen([sys.executable, "-c", _AT_WORK, name, config, *without_locks],
                                cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert "at work\n" in (process.stdout.readline(), without_locks and process.stdout.readline())
+    while (line := process.stdout.readline()) != "at work\n":
+        assert line
     return process
 
 
@@ -156,10 +157,10 @@ def test_runs_exclude_each_other_without_locks_too(config_file, stage, tmp_path,
 
 
 def test_a_marker_counts_as_long_as_it_is_young(without_locks, lock_file):
-    marker = lock._marker(lock_file)
-    mark(marker, age=lock._DEAD - 60)
+    marker = markers.marker_of(lock_file)
+    mark(marker, age=markers._DEAD - 60)
     assert lock._attempt(lock_file) is None
-    mark(marker, age=lock._DEAD + 60)
+    mark(marker, age=markers._DEAD + 60)
     give_up = lock._attempt(lock_file)
     assert json.loads(marker.read_text())["process"] == os.getpid()
     assert lock._attempt(lock_file) is None
@@ -169,8 +170,8 @@ def test_a_marker_counts_as_long_as_it_is_young(without_locks, lock_file):
 
 @pytest.mark.parametrize("without_locks", ["ENOSYS"], indirect=True)
 def test_one_process_at_a_time_removes_a_dead_ones_marker(without_locks, lock_file):
-    marker = lock._marker(lock_file)
-    mark(marker, age=lock._DEAD + 60)
+    marker = markers.marker_of(lock_file)
+    mark(marker, age=markers._DEAD + 60)
     removal = marker.with_name(".x.lock.held.removal")
     removal.touch()  # another is at it
     assert lock._attempt(lock_file) is None and marker.exists()
@@ -198,9 +199,9 @@ def test_a_holder_keeps_its_marker_young_and_ends_where_it_is_anothers(tmp_path,
     for text, status in ((b"mine", []), (b"another's", [75])):
         marker.write_bytes(text)
         os.utime(marker, (0, 0))
-        lock._keep_young(marker, b"mine", EndsAfterOneTouch())
+        markers._keep_young(marker, b"mine", EndsAfterOneTouch())
         assert ended == status
-        assert ended or time.time() - marker.stat().st_mtime < lock._DEAD
+        assert ended or time.time() - marker.stat().st_mtime < markers._DEAD
     assert "belongs to another process" in capsys.readouterr().err
 
 

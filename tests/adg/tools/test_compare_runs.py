@@ -53,7 +53,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path):
     write(run / "subsets/mine", {"r": 0.9}, ["r"])
     (run / "config.yaml").write_text("output_dir: run\nmodel: {name_or_path: a/b}\n"
                                      "pool: {path: p.jsonl}\nselection: {name: other}\n")
-    with pytest.raises(InputError, match=r"other, which is not there: give one of .*\(mine\)"):
+    with pytest.raises(InputError, match=r"other, which was not found: give one of .*\(mine\)"):
         read_selection(run)
     other = write(tmp_path / "b", {"x": 0.9}, ["x"])
     with pytest.raises(InputError, match="no record id in common"):

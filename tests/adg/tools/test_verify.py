@@ -9,11 +9,11 @@ import pytest
 from conftest import command
 
 from adg import score_and_select
-from adg.base import artifacts, watchdog
+from adg.base import artifacts, process
 from adg.config import load_config
 from adg.models import folders
-from adg.pipeline.history import read_records
-from adg.pipeline.provenance import StageRun
+from adg.pipeline.record import read_records
+from adg.pipeline.stage_run import StageRun
 from adg.tools.verify import verify
 from embedding import cluster, embed
 from generation import prepare_pool, sample_answers
@@ -63,7 +63,7 @@ def put_other_grams(run: Path) -> None:
     (swap_pool, "pool.jsonl is not what prepare wrote"),
     (put_other_grams, "answer_grams/ is not what embed wrote (3 file(s) then, 3 now; 00001.npy "
                       "changed)"),
-    (lambda run: (run / "bins.npy").unlink(), "bins.npy is not there any more; cluster wrote it"),
+    (lambda run: (run / "bins.npy").unlink(), "bins.npy not found; cluster wrote it"),
 ])
 def test_what_was_touched_is_named(run: Path, change, expected: str):
     change(run)
@@ -128,7 +128,7 @@ def test_a_model_changed_in_place_is_named_whatever_the_cache_says(
     run = StageRun(stage_name, load_config(config_file(), arguments))
     run.start()
     run.finish(records=0)
-    watchdog.stop()
+    process.unwatch()
     weights = model / "model.safetensors"
     with weights.open("r+b") as file:
         file.seek(weights.stat().st_size // 2)

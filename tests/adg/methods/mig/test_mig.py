@@ -22,7 +22,7 @@ from adg.methods.mig.gain import (
     slope_of_power,
 )
 from adg.pipeline.__main__ import check_ahead
-from adg.pipeline.provenance import StageRun
+from adg.pipeline.stage_run import StageRun
 
 
 def dense_propagation(vectors: np.ndarray, threshold: float, weight: float) -> np.ndarray:
@@ -283,7 +283,7 @@ def test_settings_that_cannot_be_are_refused_by_name(config_file, override: str,
 def test_a_missing_file_is_named_before_the_first_stage(config_file):
     config = load_config(config_file(), ["selection.method=mig",
                                          "selection.mig.tag_vectors=gone.npy"])
-    with pytest.raises(InputError, match="selection.mig.tag_vectors: gone.npy is not there"):
+    with pytest.raises(InputError, match="selection.mig.tag_vectors: gone.npy not found"):
         check_ahead(["prepare", "select"], config)
 
 
