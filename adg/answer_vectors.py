@@ -19,8 +19,8 @@ from adg.geometry import centred_grams
 
 EMPTY_VECTORS = {"leave_out": np.nan, "zero": 0.0}  # in place of what the recipe makes of one
 CHECK_FOLDER = "check_answers"  # ids and vectors of the first answers, from sampling
-# In the counts of a chunk (provenance/<stage>.counts/): how many records' vectors a stage made, and
-# how many embed found there
+# In the counts of a chunk (provenance/<stage>.counts/): of how many records a stage made the
+# vectors, and how many of embed's existed before it
 BY_SAMPLING, BY_FORWARD, KEPT = "vectors_by_sampling", "vectors_by_forward", "vectors_kept"
 
 
@@ -43,7 +43,7 @@ def num_rows(folder: Path, index: int, config: Config) -> int:
 
 def write(folder: Path, index: int, vectors: np.ndarray, empty: np.ndarray, config: Config, *,
           after: int = 0, kept: dict[int, dict[str, np.ndarray]] | None = None) -> None:
-    """Write the vectors of a chunk's records after the first `after`, which are there.
+    """Write the vectors of a chunk's records after the first `after`, which exist.
 
     Vectors [n, K, W, H] need not be unit; `empty` [n, K] ones become what embedding.empty_answers
     says. `kept` has what is to be written of other records ({folder's name: row}) by their number
@@ -56,12 +56,12 @@ def write(folder: Path, index: int, vectors: np.ndarray, empty: np.ndarray, conf
     values |= {f"window_grams/{name}": centred_grams(vectors[:, :, number])
                for number, name in enumerate(config.embedding.windows, start=1)}
     for name, path in chunk_paths(folder, index, config).items():
-        own = {number: row[name] for number, row in (kept or {}).items()}
-        arrays.write_array(path, among(values[name].astype(np.float32), own), after=after)
+        kept_rows = {number: row[name] for number, row in (kept or {}).items()}
+        arrays.write_array(path, among(values[name].astype(np.float32), kept_rows), after=after)
 
 
 def among(values: np.ndarray, kept: dict[int, np.ndarray]) -> np.ndarray:
-    """Rows of `values` in order, with those of `kept` at the numbers that they have there."""
+    """Rows of `values` in order, with those of `kept` at their own numbers in between."""
     others = iter(values)
     rows = [kept[number] if number in kept else next(others)
             for number in range(len(values) + len(kept))]
@@ -97,10 +97,10 @@ def sources(folder: Path) -> dict[str, str]:
     if not record.is_file() or json.loads(record.read_text(encoding="utf-8"))["parameters"].get(
             "embedding.source") != "sampling":
         return {}
-    sampled, forward, kept = (_counted(folder, *own) for own in (
+    sampled, forward, kept = (_counted(folder, stage, name) for stage, name in (
         ("sample", BY_SAMPLING), ("embed", BY_FORWARD), ("embed", KEPT)))
-    found = {"sampling": sampled - (forward - kept), "forward": forward}
-    return {source: _as_ranges(sorted(chunks)) for source, chunks in found.items() if chunks}
+    made_by = {"sampling": sampled - (forward - kept), "forward": forward}
+    return {source: _as_ranges(sorted(chunks)) for source, chunks in made_by.items() if chunks}
 
 
 def _counted(folder: Path, stage: str, key: str) -> set[int]:

@@ -1,6 +1,6 @@
 """The sections of a configuration but `selection`: every key with its default, unit and limits.
 
-What a key's value may be stands at the key alone; rules over several keys are in adg.config.
+What a key's value may be stands at the key alone; rules over several keys are in adg.config_rules.
 """
 
 from dataclasses import dataclass

@@ -39,10 +39,10 @@ def first_answers(grams: np.ndarray, count: int) -> np.ndarray:
     grams = np.asarray(grams, dtype=np.float64)[..., :count, :count]
     missing = np.isnan(np.diagonal(grams, axis1=-2, axis2=-1))                         # [..., k]
     hidden = missing[..., :, None] | missing[..., None, :]
-    known = np.where(hidden, 0.0, grams)
+    filled = np.where(hidden, 0.0, grams)
     number = np.maximum((~missing).sum(axis=-1), 1)[..., None, None]
-    rows = known.sum(axis=-1, keepdims=True) / number
-    centred = known - rows - np.swapaxes(rows, -1, -2) + known.sum(
+    rows = filled.sum(axis=-1, keepdims=True) / number
+    centred = filled - rows - np.swapaxes(rows, -1, -2) + filled.sum(
         axis=(-2, -1), keepdims=True) / number**2
     return np.where(hidden, np.nan, centred)
 

@@ -122,7 +122,7 @@ def num_rows(folder: Path, index: int) -> int:
 
 
 def plan(run: stage_run.StageRun, num_records: int, chunks: Chunks) -> None:
-    """Say what there is to do."""
+    """Report how many records there are to do, with which models, for --dry-run."""
     config, loader = run.config, loader_of(run.config)
     method, missing = METHODS[config.selection.method].measure, chunks.to_do()
     wanted = {i: chunks.rows[i] for i in missing}
@@ -143,7 +143,7 @@ def plan(run: stage_run.StageRun, num_records: int, chunks: Chunks) -> None:
 
 
 def complete(folder: Path, index: int, records: list[dict], measurer: Measurer) -> None:
-    """Write what a chunk of `records` lacks, after what is there; its vectors first."""
+    """Append the rows that a chunk of `records` lacks to those it has; their vectors first."""
     after = num_rows(folder, index)
     path = folder / artifacts.chunk_name(index, "jsonl")
     rows = measurer.measure(records[after:])

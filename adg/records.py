@@ -27,7 +27,7 @@ def read_source(path: Path) -> Iterator[tuple[Any, dict]]:
         try:
             records = json.loads(path.read_bytes())
         except ValueError as error:
-            raise InputError(f"{path}: not valid JSON ({error}); mend the file") from None
+            raise InputError(f"{path}: not valid JSON ({error}); fix the file") from None
         if not isinstance(records, list):
             raise InputError(f"{path}: a JSON {type(records).__name__}, not an array of records")
         for number, record in enumerate(records, start=1):
@@ -51,10 +51,10 @@ def problem_of(record: Any) -> str | None:
         return "input is not a string"
     if "\0" in (record.get("input") or ""):
         return "input holds a NUL character"
-    given = record.get("id")
-    if not isinstance(given, str | int | float | None) or isinstance(given, bool):
-        return f"id is a {type(given).__name__}, not a string or number"
-    if isinstance(given, str) and not given.strip():
+    name = record.get("id")
+    if not isinstance(name, str | int | float | None) or isinstance(name, bool):
+        return f"id is a {type(name).__name__}, not a string or number"
+    if isinstance(name, str) and not name.strip():
         return "id is empty"
     try:
         artifacts.to_line(record).encode()
@@ -66,8 +66,8 @@ def problem_of(record: Any) -> str | None:
 def normalise(record: dict, position: int) -> dict:
     """The pool's form of a usable record: id as a string (its position where it has none), then
     instruction, input and output, then its other fields untouched."""
-    given = record.get("id")
-    head = {"id": str(position) if given is None else str(given),
+    name = record.get("id")
+    head = {"id": str(position) if name is None else str(name),
             "instruction": record["instruction"], "input": record.get("input") or "",
             "output": record["output"]}
     return head | {key: value for key, value in record.items() if key not in head}
@@ -109,7 +109,7 @@ class Pool(artifacts.JsonlRows):
         for name in ("id", "instruction", "input", "output"):
             if not isinstance(record.get(name), str):
                 raise InputError(f"{where}: {name} is not a string; "
-                                 f"run prepare, or mend the record")
+                                 f"run prepare, or fix the record")
         return record
 
 
@@ -119,8 +119,8 @@ def check_ids(pool: Pool) -> None:
     for record, where in pool.numbered(range(len(pool))):
         if (first := lines.setdefault(record["id"], where)) != where:
             raise InputError(f"{where}: id is {record['id']!r}, as in line "
-                             f"{first.rpartition(':')[2]}: each record needs one of its own, by "
-                             f"which its answers and scores are told; rename one, or run prepare")
+                             f"{first.rpartition(':')[2]}: each record needs an id of its own, by "
+                             f"which its answers and scores are stored; rename one, or run prepare")
 
 
 class Answer(NamedTuple):
@@ -153,18 +153,19 @@ class Answers(artifacts.JsonlRows):
         Raises InputError with file and line where a row is of another record, or has another number
         of answers than `known_by` says (padded: fewer are made up with empty ones).
         """
-        found = []
+        answers = []
         for record, (row, where) in zip(self._pool.rows(wanted), self.numbered(wanted),
                                         strict=True):
             texts = _checked_texts(row, where, record)
             ids = _checked_ids(row, where, len(texts)) if token_ids else [None] * len(texts)
-            own = [Answer(*pair) for pair in zip(texts, ids, strict=True)]
+            of_record = [Answer(*pair) for pair in zip(texts, ids, strict=True)]
             if padded:
-                own += [Answer("")] * (num_answers - len(own))
-            if len(own) != num_answers:
-                raise InputError(f"{where}: {len(own)} answers, but {known_by} is {num_answers}")
-            found.append(own)
-        return found
+                of_record += [Answer("")] * (num_answers - len(of_record))
+            if len(of_record) != num_answers:
+                raise InputError(f"{where}: {len(of_record)} answers, but {known_by} is "
+                                 f"{num_answers}")
+            answers.append(of_record)
+        return answers
 
     def check(self, *, num_answers: int, padded: bool, known_by: str) -> None:
         """InputError where `generated` would raise one for any row."""
@@ -192,8 +193,8 @@ def _checked_ids(row: dict, where: str, num_answers: int) -> list[list[int] | No
     ids = row.get("token_ids", [None] * num_answers)
     if "token_ids" in row and not (
             isinstance(ids, list) and len(ids) == num_answers
-            and all(isinstance(own, list) and all(type(token) is int and token >= 0
-                                                  for token in own) for own in ids)):
-        raise InputError(f"{where}: token_ids is not a list of token ids for each answer; mend or "
+            and all(isinstance(row_ids, list) and all(type(token) is int and token >= 0
+                                                      for token in row_ids) for row_ids in ids)):
+        raise InputError(f"{where}: token_ids is not a list of token ids for each answer; fix or "
                          f"remove it")
     return ids

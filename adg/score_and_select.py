@@ -28,9 +28,10 @@ from adg.base.distributed import say
 from adg.base.process import run_script
 from adg.config import Config
 from adg.methods import METHODS
-from adg.methods.method import Choice, Task, words
+from adg.methods.method import Choice, Task, Told, words
 from adg.pipeline import planning, stage_run
 from adg.pipeline.command import Command, parse_command
+from adg.pipeline.sources import model_of
 from adg.pipeline.stages import inputs_of
 from adg.records import SUBSET_FIELDS, Answers, Pool, subset_names
 
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def select(command: Command) -> None:
-    """The stage, as it is asked for."""
+    """Run the stage with a parsed command line, also from another module."""
     config = command.config
     run = stage_run.begin("select", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
@@ -54,31 +55,23 @@ def select(command: Command) -> None:
         plan(run, pool)
         return
     choice = METHODS[config.selection.method].choose(task_of(config, pool))
-    with_answers = "answers/" in inputs_of("select", config)[1]
-    with_answers = with_answers and (run.folder / "answers").is_dir()
-    answers = Answers(run.folder, pool) if with_answers else None
-    if answers is not None:
-        check_answers(run, answers, config)
+    answers = answers_of(run, pool)
     run.start()
     folder = run.folder / "subsets" / config.selection.name
     sizes = {name: len(rows) for name, rows in choice.subsets._asdict().items()}
     names = write_subsets(folder, pool, choice, answers)
-    artifacts.write_json(folder / "dataset_info.json", card.dataset_info(config, sizes))
-    num_bins = stage_run.StageRun("cluster", config).num_bins
-    artifacts.write_text(folder / "README.md", card.data_card(
-        config, sizes, choice.report, len(pool), num_bins, names))
-    unscored = []
-    if "unscored" in choice.report:
-        rows = np.flatnonzero(np.isnan(choice.columns["score"]))[:_LISTED]
-        unscored = [pool.row(row)[0]["id"] for row in rows]
+    write_card(folder, config, choice, sizes, names)
+    unscored = (np.flatnonzero(np.isnan(choice.columns["score"]))[:_LISTED]
+                if "unscored" in choice.report else ())
+    unscored_ids = [pool.row(row)[0]["id"] for row in unscored]
     if note := config.selection.note(choice.columns["num_answers"].max()):
         say(f"[select] note: {note}")
-    show(choice, unscored)
-    run.finish(records=len(pool), **choice.report, unscored_ids=unscored, subset_sizes=sizes)
+    show(choice, unscored_ids)
+    run.finish(records=len(pool), **choice.report, unscored_ids=unscored_ids, subset_sizes=sizes)
 
 
 def plan(run: stage_run.StageRun, pool: Pool) -> None:
-    """Say what there is to do."""
+    """Report how many records there are and the disk that is needed, for --dry-run."""
     selection, num_records = run.config.selection, len(pool)
     budget = 3 * selection.budget if selection.facts().heeds_budget else num_records
     chosen = min(budget, num_records)
@@ -95,14 +88,22 @@ def task_of(config: Config, pool: Pool) -> Task:
                 folder / "measures" / selection.measure if selection.measure else None)
 
 
-def check_answers(run: stage_run.StageRun, answers: Answers, config: Config) -> None:
-    """InputError where answers or Grams were made elsewhere, and some row of the answers is another
-    record's than the pool's, or has not as many answers as the Grams."""
-    grams = next(name for name in inputs_of("select", config)[0] if "_grams/" in name)
+def answers_of(run: stage_run.StageRun, pool: Pool) -> Answers | None:
+    """The answers that are copied into the subsets; None where the method reads none.
+
+    InputError where answers or Grams were made elsewhere, and some row of the answers is another
+    record's than the pool's, or has another number of answers than the Grams.
+    """
+    required, optional = inputs_of("select", run.config)
+    if "answers/" not in optional or not (run.folder / "answers").is_dir():
+        return None
+    answers = Answers(run.folder, pool)
+    grams = next(name for name in required if "_grams/" in name)
     if {"answers/", grams} & set(run.elsewhere):
         answers.check(num_answers=arrays.width_of(run.folder / grams),
-                      padded=config.embedding.empty_answers != "leave_out",
+                      padded=run.config.embedding.empty_answers != "leave_out",
                       known_by=f"the size of the Gram matrices in {run.folder}/{grams}")
+    return answers
 
 
 def write_subsets(folder: Path, pool: Pool, choice: Choice,
@@ -139,8 +140,25 @@ def write_subsets(folder: Path, pool: Pool, choice: Choice,
     return names
 
 
+def write_card(folder: Path, config: Config, choice: Choice, sizes: dict[str, int],
+               names: dict[str, str]) -> None:
+    """dataset_info.json and README.md; `names` as from write_subsets."""
+    num_records = len(choice.columns["score"])
+    selection, pool, facts = config.selection, config.pool, config.selection.facts()
+    how = facts.about(Told(
+        selection.settings(), config.generation, stage_run.StageRun("cluster", config).num_bins,
+        [card.public(model_of(name, config)) for name in facts.models]))
+    subject = card.Subject(
+        selection.name, how, pool.path if pool.on_hub() else Path(pool.path).name, num_records,
+        pool.limit == num_records, card.public(config.model.name_or_path),
+        config.selection_seed() if "selection.seed" in facts.keys else config.seed)
+    artifacts.write_json(folder / "dataset_info.json", card.dataset_info(selection.name, sizes))
+    artifacts.write_text(folder / "README.md", card.data_card(
+        subject, sizes, names, choice.report.get("quantiles")))
+
+
 def show(choice: Choice, unscored: list[str]) -> None:
-    """What a person wants to know of a selection, in a few lines."""
+    """Report the sizes of the subsets, and what is unusual about them."""
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in choice.subsets._asdict().items())
     report = choice.report
     say(f"[select] {sizes}" + (f"; {report['scored']} records scored, {report['unscored']} not"
@@ -149,13 +167,13 @@ def show(choice: Choice, unscored: list[str]) -> None:
         say(f"[select] {report['kept']} records kept, dropped: {words(report['dropped'])}")
     scores = choice.columns["score"][~np.isnan(choice.columns["score"])]
     if len(scores) > 1 and scores.min() == scores.max():
-        say("[select] note: all scores are equal, so they tell no record from another")
+        say("[select] note: all scores are equal, so they rank no record above another")
     if not len(choice.subsets.middle):
         say("[select] note: there is neither middle nor bottom")
     elif len(choice.subsets.middle) < len(choice.subsets.top):
         say("[select] note: middle and bottom are smaller than top")
     if unscored:
-        say(f"[select] not scored, for want of two answers with a vector: {', '.join(unscored)}"
+        say(f"[select] not scored: fewer than two answers have a vector: {', '.join(unscored)}"
             + (" ..." if report["unscored"] > len(unscored) else ""))
 
 

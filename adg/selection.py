@@ -21,8 +21,8 @@ class Subsets(NamedTuple):
 def largest_remainder(sizes: np.ndarray, budget: int) -> np.ndarray:
     """Quotas in proportion to `sizes` [B], summing to `budget` exactly, none above its size.
 
-    Whole parts first; what is left goes to the largest remainders, of equal ones to the larger bin
-    and then to the one given earlier. Needs budget <= sizes.sum().
+    Each bin gets the whole part of its share; the seats that are left go to the largest remainders,
+    with ties to the larger bin and then to the earlier one. Needs budget <= sizes.sum().
     """
     sizes = np.asarray(sizes, dtype=np.int64)
     exact, total = sizes * int(budget), int(sizes.sum())
@@ -35,15 +35,19 @@ def largest_remainder(sizes: np.ndarray, budget: int) -> np.ndarray:
 def select_paper(scores: np.ndarray, bins: np.ndarray, budget: int) -> Subsets:
     """Recipe `paper`: the best of each bin, in proportion to its size, exactly `budget` of them.
 
-    scores [N] (NaN: not scored, never chosen), bins [N] of any labels. Of two bins with equal claim
-    to a seat, the one with the better best record gets it. The controls have the size of top
-    wherever 3 x budget records are scored, else each the half of what top leaves. A bin gives its
-    quota of them too: bottom its lowest, middle those around the middle of what then remains. A bin
-    too small for that gives each control half of what it has beyond top; what bottom then lacks are
-    the lowest-scored records still free anywhere, and what middle lacks those free ones whose rank
-    in the pool is nearest the middle. Top is never changed for the controls' sake. All three come
-    out by score, highest first, ties in pool order. Raises InputError where fewer than `budget` are
-    scored.
+    scores [N] (NaN: not scored, never chosen), bins [N] of any labels.
+
+    1. Each bin gets a quota of the budget by `largest_remainder`; of two bins with an equal claim,
+       the one whose best record scores higher comes first. Top takes that many of its best.
+    2. Each control is as large as top, or half of what top leaves if fewer than 3 x budget records
+       are scored. Each bin gets a quota of that size too: bottom takes its lowest, and middle those
+       around the middle of what then remains.
+    3. A bin too small for this gives each control half of what it has beyond top.
+    4. Bottom is filled up with the lowest-scored records that are still free anywhere, then middle
+       with the free records whose rank in the pool is nearest the middle.
+
+    Each subset is sorted by score, highest first, ties in pool order. Raises InputError where fewer
+    than `budget` records are scored.
     """
     ranking = rank_scored(scores, budget)
     members = _by_bin(ranking, np.asarray(bins)[ranking])
@@ -64,12 +68,17 @@ def select_paper(scores: np.ndarray, bins: np.ndarray, budget: int) -> Subsets:
 def select_released(scores: np.ndarray, bins: np.ndarray, budget: int) -> Subsets:
     """Recipe `released`: the quotas of the authors' release, with other sizes than asked.
 
-    A bin gives max(1, floor(size x budget / N)) to each subset; one of fewer than 3 goes whole to
-    middle, in pool order; one too small for three quotas gives a third to top and to bottom, and
-    the rest to middle. Bins in order of first appearance, in each by score, highest first, ties in
-    pool order. A subset longer than the budget is sorted by score (bottom lowest first) and cut; a
-    shorter one stays short. scores [N] (NaN: as if not in the pool), bins [N] of any labels. Raises
-    InputError where fewer than `budget` are scored.
+    scores [N] (NaN: as if not in the pool), bins [N] of any labels.
+
+    1. A bin gives max(1, floor(size x budget / N)) records to each subset: its best to top, its
+       lowest to bottom, and those around the middle of the others to middle.
+    2. A bin too small for three quotas gives a third to top, a third to bottom, the rest to middle.
+    3. A bin of fewer than 3 records goes to middle as a whole, in pool order.
+    4. A subset that exceeds the budget is sorted by score (bottom: lowest first) and cut; one that
+       falls short of it is not filled up.
+
+    Bins come in order of first appearance, their records by score, highest first, ties in pool
+    order. Raises InputError where fewer than `budget` records are scored.
     """
     ranking = rank_scored(scores, budget)
     scored = np.sort(ranking)

@@ -23,6 +23,7 @@ from adg.base.errors import InputError
 from adg.config import Config
 from adg.models import folders
 from adg.models.loading import LocalModel
+from adg.models.saving import saving
 from adg.pipeline import stage_run
 from adg.pipeline.checks import check_reporting, read_sharding
 from adg.pipeline.command import parse_command
@@ -119,7 +120,7 @@ def train(trainer: Any, checkpoint: Path | None, work: Path) -> Any:
     from accelerate.utils.memory import should_reduce_batch_size
 
     try:
-        with folders.saving(work):
+        with saving(work):
             return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (OSError, InputError):
         remove_partial_checkpoints(work)
@@ -163,7 +164,7 @@ def save_model(trainer: Any, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     trainer.model.config.use_cache = True
-    with folders.saving(folder, aside):
+    with saving(folder, aside):
         trainer.save_model(str(aside))
         trainer.accelerator.wait_for_everyone()
         if distributed.rank() == 0:

@@ -195,24 +195,27 @@ def describe_scores(columns: dict[str, np.ndarray], score: Score) -> dict:
     there is no variance.
     """
     scored = ~np.isnan(columns["score"])
-    known = {name: columns[name][scored] for name in ("dispersion", "anisotropy", "score")}
-    terms = {"dispersion": score(known["dispersion"], 0.0),
-             "anisotropy": score(0.0, known["anisotropy"])}
-    variance = known["score"].var()
-    is_sum = np.allclose(sum(terms.values()), known["score"], rtol=1e-9, atol=1e-12)
+    values = {name: columns[name][scored] for name in ("dispersion", "anisotropy", "score")}
+    terms = {"dispersion": score(values["dispersion"], 0.0),
+             "anisotropy": score(0.0, values["anisotropy"])}
+    is_sum = np.allclose(sum(terms.values()), values["score"], rtol=1e-9, atol=1e-12)
     pairs = (("dispersion", "anisotropy"), ("dispersion", "score"), ("anisotropy", "score"))
     most = columns["num_answers"].max()
     return {
         "scored": int(scored.sum()), "unscored": int((~scored).sum()),
         "incomplete": int((scored & (columns["num_answers"] < most)).sum()),
-        "quantiles": {name: dict(zip(map(str, _QUANTILES), np.quantile(values, _QUANTILES).tolist(),
-                                     strict=True)) for name, values in known.items()},
-        **({"variance_share": {
-            name: float(np.mean((term - term.mean()) * (known["score"] - known["score"].mean()))
-                        / variance) if variance > 0 else None for name, term in terms.items()},
-            } if is_sum else {}),
-        "correlation": {f"{a}-{b}": correlation(known[a], known[b]) for a, b in pairs},
+        "quantiles": {name: dict(zip(map(str, _QUANTILES), np.quantile(own, _QUANTILES).tolist(),
+                                     strict=True)) for name, own in values.items()},
+        **({"variance_share": {name: _variance_share(term, values["score"])
+                               for name, term in terms.items()}} if is_sum else {}),
+        "correlation": {f"{a}-{b}": correlation(values[a], values[b]) for a, b in pairs},
     }
+
+
+def _variance_share(term: np.ndarray, score: np.ndarray) -> float | None:
+    if not (variance := score.var()) > 0:
+        return None
+    return float(np.mean((term - term.mean()) * (score - score.mean())) / variance)
 
 
 def correlation(left: np.ndarray, right: np.ndarray) -> float | None:

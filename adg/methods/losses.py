@@ -57,8 +57,8 @@ def pairs_of(records: list[dict], model: CausalModel, prompts: list[str], *, hea
     """
     outputs = [record["output"] for record in records]
     starts = [len(ids) for ids in model.ids(prompts)]
-    rooms = [max(0, limit - own) for own in starts]
+    rooms = [max(0, limit - length) for length in starts]
     given = model.ids([a + b for a, b in zip(prompts, outputs, strict=True)], [limit] * len(rooms))
     direct = model.ids([header + output for output in outputs], [room + allowed for room in rooms])
-    return [Pair(Text(own, first), Text(alone, start), room)
-            for own, first, alone, room in zip(given, starts, direct, rooms, strict=True)]
+    return [Pair(Text(after_prompt, first), Text(alone, start), room)
+            for after_prompt, first, alone, room in zip(given, starts, direct, rooms, strict=True)]

@@ -320,7 +320,7 @@ def test_the_choice_follows_the_key_and_auto_says_what_is_open(unchosen, monkeyp
 
 def test_off_can_be_written_as_yaml_reads_it(config_file):
     assert load_config(config_file(eval={"sandbox": False}), []).eval.sandbox == "off"
-    with pytest.raises(InputError, match="eval.sandbox is 'on'; it must be auto or require or off"):
+    with pytest.raises(InputError, match="eval.sandbox is 'on'; it must be auto, require or off"):
         load_config(config_file(eval={"sandbox": "on"}), [])
 
 

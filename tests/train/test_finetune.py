@@ -318,7 +318,7 @@ def test_a_file_of_ones_own_is_checked(config_file, stage, tmp_path, content, me
         stage(finetune, config_file(), f"train.subset={tmp_path / 'mine.jsonl'}")
     with pytest.raises(InputError, match="train.subset: .*none.json not found"):
         stage(finetune, config_file(), f"train.subset={tmp_path / 'none.json'}")
-    with pytest.raises(InputError, match="train.subset is 'best'; it must be top or middle"):
+    with pytest.raises(InputError, match="train.subset is 'best'; it must be top, middle"):
         stage(finetune, config_file(), "train.subset=best")
 
 

@@ -29,8 +29,9 @@ def label_rows(annotations: Sequence[Annotation], labels: Sequence[str], *, norm
     from scipy import sparse
 
     column = {label: number for number, label in enumerate(labels)}
-    rows = [sorted({column[tag] for tag in own.tags}) for own in annotations]
-    values = [own.score / (len(own.tags) if norm and own.tags else 1) for own in annotations]
+    rows = [sorted({column[tag] for tag in annotation.tags}) for annotation in annotations]
+    values = [annotation.score / (len(annotation.tags) if norm and annotation.tags else 1)
+              for annotation in annotations]
     lengths = [len(row) for row in rows]
     columns = np.array([number for row in rows for number in row], dtype=np.int64)
     return sparse.csr_array((np.repeat(values, lengths), columns, np.cumsum([0, *lengths])),
@@ -50,11 +51,11 @@ def propagation(vectors: np.ndarray, *, threshold: float, weight: float) -> "spa
     units = units / np.linalg.norm(units, axis=1, keepdims=True)
     blocks = []
     for start in range(0, size, _ROWS):
-        own = np.arange(start, min(start + _ROWS, size))
-        block = units[own] @ units.T                                                # [_ROWS, L]
+        rows = np.arange(start, min(start + _ROWS, size))
+        block = units[rows] @ units.T                                               # [_ROWS, L]
         block[block < threshold] = 0.0
         block *= weight
-        block[own - start, own] = 1.0
+        block[rows - start, rows] = 1.0
         blocks.append(sparse.csr_array(block))
     similar = sparse.vstack(blocks, format="csr") if blocks else sparse.csr_array((0, 0))
     return (similar / similar.sum(axis=0)).tocsr()
@@ -89,8 +90,8 @@ def pick_by_gain(values: "sparse.csr_array", number: int, slope: Slope
     renewed = [0] * values.shape[0]  # the step of each record's gain
 
     def gain(row: int) -> float:
-        own = slice(starts[row], starts[row + 1])
-        return float((data[own] * slopes[columns[own]]).sum())
+        entries = slice(starts[row], starts[row + 1])
+        return float((data[entries] * slopes[columns[entries]]).sum())
 
     queue = [(-gain(row), row) for row in range(values.shape[0])]
     heapq.heapify(queue)
@@ -104,7 +105,7 @@ def pick_by_gain(values: "sparse.csr_array", number: int, slope: Slope
         heapq.heappop(queue)
         rows.append(row)
         gains.append(-bound)
-        own = slice(starts[row], starts[row + 1])
-        gathered[columns[own]] += data[own]
-        slopes[columns[own]] = slope(gathered[columns[own]])
+        entries = slice(starts[row], starts[row + 1])
+        gathered[columns[entries]] += data[entries]
+        slopes[columns[entries]] = slope(gathered[columns[entries]])
     return np.array(rows, dtype=np.int64), np.array(gains)

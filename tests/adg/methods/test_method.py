@@ -47,22 +47,6 @@ def test_every_key_that_a_method_names_is_one():
             assert any(f"{key}.".startswith(f"{name}.") for key in keys), name
 
 
-def test_every_own_key_of_a_method_is_accounted_for():
-    for method in METHODS.values():
-        prefix = f"selection.{method.section}." if method.section else "selection."
-        if method.settings is None:
-            continue
-        sharing = [other for other in METHODS.values() if other.settings is method.settings]
-        named = {name for own in sharing for name in (
-            *own.keys, *own.later_keys, *own.files.values(),
-            *(own.measure.keys if own.measure else ()),
-            *(own.measure.models.values() if own.measure else ()))}
-        for key, *_, tuning in describe_keys():
-            if key.startswith(prefix) and hasattr(method.settings, key.split(".")[1 + bool(
-                    method.section)]) and not tuning:
-                assert any(f"{key}.".startswith(f"{name}.") for name in named), key
-
-
 @pytest.mark.parametrize("method", MEASURED)
 def test_a_measured_method_needs_its_measure_and_no_answers(config_file, method: str):
     config = load_config(config_file(), [f"selection.method={method}"])

@@ -147,7 +147,7 @@ def test_a_record_without_answers_is_listed_and_its_neighbours_keep_their_rows(
     arrays.write_array(run / "answer_grams/00000.npy", grams.astype(np.float32))
     arrays.write_array(run / "bins.npy", np.zeros(10, np.int32))
     stage(score_and_select, config_file())
-    assert "not scored, for want of two answers with a vector: r4" in capsys.readouterr().out
+    assert "not scored: fewer than two answers have a vector: r4" in capsys.readouterr().out
     rows = list(artifacts.JsonlRows(run / "subsets/adg/scores.jsonl"))
     assert [row["id"] for row in rows] == [f"r{i}" for i in range(10)]
     assert rows[4]["score"] is None and rows[4]["num_answers"] == 0

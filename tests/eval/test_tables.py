@@ -55,13 +55,17 @@ def evaluated(run: Path, name: str, scores: dict, questions: dict, *, seed: int 
     selection, subset = name.rsplit("-", 1)
     made = ("pool.jsonl", "answer_grams/") if method == "adg" else ("pool.jsonl",)
     records = {
-        "prepare": {"inputs": {"pool.path": {"name": pool}}},
+        "prepare": {"inputs": {"pool.path": {"name": pool}}, "outputs": {"pool.jsonl": {}}},
         "sample": {"parameters": {"generation.num_answers": num_answers, "seed": seed},
-                   "inputs": {"pool.jsonl": {}, "model": {"name": model}}},
-        "embed": {"inputs": {"pool.jsonl": {}, "answers/": {}}},
-        f"select-{selection}": {"inputs": dict.fromkeys(made, {}), "parameters": {
-            "selection.method": method, "selection.budget": budget, "seed": seed,
-            "selection.anisotropy_weight": weight}},
+                   "inputs": {"pool.jsonl": {}, "model": {"name": model}},
+                   "outputs": {"answers/": {}}},
+        "embed": {"inputs": {"pool.jsonl": {}, "answers/": {}}, "outputs": {"answer_grams/": {}}},
+        f"select-{selection}": {
+            "inputs": dict.fromkeys(made, {}), "parameters": {
+                "selection.method": method, "selection.budget": budget, "seed": seed,
+                "selection.anisotropy_weight": weight},
+            "outputs": {f"subsets/{selection}/{name}.json": {}
+                        for name in ("top", "middle", "bottom")}},
         f"finetune-{name}": {"parameters": {"seed": seed, "train.epochs": epochs}, "inputs": {
             f"subsets/{selection}/{subset}.json": {}, "train.model": {"name": model}}},
     }
@@ -185,7 +189,8 @@ def test_a_rows_method_says_which_model_measured(tmp_path: Path):
             "inputs": {"pool.jsonl": {}, f"measures/{name}/": {}}})
         artifacts.write_json(run / f"provenance/measure-{name}.json", {
             "stage": f"measure {name}", "parameters": {"selection.method": name},
-            "inputs": {"measure.model": {"name": measurer}}})
+            "inputs": {"measure.model": {"name": measurer}},
+            "outputs": {f"measures/{name}/": {}}})
     evaluated(tmp_path / "pick", "pre_experience-top", *whole(50.0), method="pre_experience")
     names = ("ifd", "ifd_pre", "superfiltering", "pick")
     rows, _ = collect([tmp_path / name for name in names])
@@ -342,7 +347,7 @@ def test_stdout_is_the_tables_alone(config_file, tmp_path: Path, stage, capsys):
     assert capsys.readouterr().out.startswith(
         "% \\usepackage{booktabs}\n\\begin{table}\n\\centering\n"
         "\\caption{Results in percent: MMLU (4-shot, accuracy). se")
-    for arguments, message in (((run, "--caption", "x"), "--caption is of --format latex"),
-                               ((run, run, "--paired", "--rows", "x"), "out with --paired")):
+    for arguments, message in (((run, "--caption", "x"), "--caption needs --format latex"),
+                               ((run, run, "--paired", "--rows", "x"), "no meaning with --paired")):
         with pytest.raises(InputError, match=message):
             stage(tables, *arguments)
