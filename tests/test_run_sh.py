@@ -108,7 +108,8 @@ def test_another_kind_gets_a_new_environment(run_sh):
     run_sh("setup", **LOGIN)
     replaced = run_sh("setup", "gpu", **GPU_NODE)
     assert replaced.stdout.startswith(
-        "set-up: .venv was made from requirements-cpu.txt; it is replaced by one from requirements.txt\n"
+        "set-up: .venv was made from requirements-cpu.txt; it is replaced by one from "
+        "requirements.txt\n"
         "new .venv\n")
     assert GPU in replaced.stdout and CPU not in replaced.stdout
     assert CPU in run_sh("setup", "cpu", **LOGIN).stdout
