@@ -7,7 +7,7 @@ from typing import Any
 
 from adg.config import Config
 from adg.methods.method import Told
-from adg.pipeline.stages import model_of
+from adg.pipeline.sources import model_of
 
 _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 _ABOUT = {"top": "what the method chose", "middle": "the middle of its ranking, as a control",

@@ -18,16 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from adg.base import arrays, artifacts, distributed, watchdog
+from adg.base import arrays, artifacts, distributed, process
 from adg.base.errors import InputError
 from adg.config import Config
 from adg.methods import METHODS
 from adg.methods.method import VECTOR, Measurer
 from adg.models.loader import Loader
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from adg.pipeline.chunks import Chunks
 from adg.pipeline.command import parse_command
-from adg.pipeline.stages import model_of
+from adg.pipeline.sources import model_of
 from adg.records import Pool
 
 _ROW = 400  # bytes of a row, about
@@ -37,7 +37,7 @@ def main() -> None:
     command = parse_command(__doc__)
     config = command.config
     check_measures(config)
-    run = provenance.begin("measure", config, overwrite=command.overwrite,
+    run = stage_run.begin("measure", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return
@@ -93,7 +93,7 @@ def measure(config: Config, pool: Pool, chunks: dict[int, range]) -> int:
             measurer = load(loader_of(config), config.selection.settings())
             for i, number in to_do[place].items():
                 complete(place, i, pool.rows(chunks[i]), measurer)
-                watchdog.beat()
+                process.beat()
                 bar.update(number)
             if several:
                 measurer.close()
@@ -121,7 +121,7 @@ def num_rows(folder: Path, index: int) -> int:
     return len(artifacts.JsonlRows(path)) if path.is_file() else 0
 
 
-def plan(run: provenance.StageRun, num_records: int, chunks: Chunks) -> None:
+def plan(run: stage_run.StageRun, num_records: int, chunks: Chunks) -> None:
     """Say what there is to do."""
     config, loader = run.config, loader_of(run.config)
     method, missing = METHODS[config.selection.method].measure, chunks.to_do()
@@ -157,4 +157,4 @@ def complete(folder: Path, index: int, records: list[dict], measurer: Measurer) 
 
 
 if __name__ == "__main__":
-    distributed.run_script(main)
+    process.run_script(main)

@@ -24,11 +24,12 @@ import numpy as np
 
 from adg import card
 from adg.base import arrays, artifacts
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
+from adg.base.process import run_script
 from adg.config import Config
 from adg.methods import METHODS
 from adg.methods.method import Choice, Task, words
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from adg.pipeline.command import Command, parse_command
 from adg.pipeline.stages import inputs_of
 from adg.records import SUBSET_FIELDS, Answers, Pool, subset_names
@@ -43,7 +44,7 @@ def main() -> None:
 def select(command: Command) -> None:
     """The stage, as it is asked for."""
     config = command.config
-    run = provenance.begin("select", config, overwrite=command.overwrite,
+    run = stage_run.begin("select", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return
@@ -63,7 +64,7 @@ def select(command: Command) -> None:
     sizes = {name: len(rows) for name, rows in choice.subsets._asdict().items()}
     names = write_subsets(folder, pool, choice, answers)
     artifacts.write_json(folder / "dataset_info.json", card.dataset_info(config, sizes))
-    num_bins = provenance.StageRun("cluster", config).num_bins
+    num_bins = stage_run.StageRun("cluster", config).num_bins
     artifacts.write_text(folder / "README.md", card.data_card(
         config, sizes, choice.report, len(pool), num_bins, names))
     unscored = []
@@ -76,7 +77,7 @@ def select(command: Command) -> None:
     run.finish(records=len(pool), **choice.report, unscored_ids=unscored, subset_sizes=sizes)
 
 
-def plan(run: provenance.StageRun, pool: Pool) -> None:
+def plan(run: stage_run.StageRun, pool: Pool) -> None:
     """Say what there is to do."""
     selection, num_records = run.config.selection, len(pool)
     budget = 3 * selection.budget if selection.facts().heeds_budget else num_records
@@ -94,7 +95,7 @@ def task_of(config: Config, pool: Pool) -> Task:
                 folder / "measures" / selection.measure if selection.measure else None)
 
 
-def check_answers(run: provenance.StageRun, answers: Answers, config: Config) -> None:
+def check_answers(run: stage_run.StageRun, answers: Answers, config: Config) -> None:
     """InputError where answers or Grams were made elsewhere, and some row of the answers is another
     record's than the pool's, or has not as many answers as the Grams."""
     grams = next(name for name in inputs_of("select", config)[0] if "_grams/" in name)

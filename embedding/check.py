@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from adg.answer_vectors import CHECK_FOLDER
-from adg.base import artifacts, distributed
+from adg.base import artifacts, distributed, process
 from adg.base.errors import InputError
 from adg.config import Config, load_config
 from adg.models import folders
@@ -107,4 +107,4 @@ def _result_path(run: Path) -> Path:
 
 
 if __name__ == "__main__":
-    distributed.run_script(main)
+    process.run_script(main)

@@ -17,11 +17,12 @@ from typing import IO
 
 import numpy as np
 
-from adg.base import arrays
-from adg.base.distributed import run_script, say
+from adg.base import arrays, units
+from adg.base.distributed import say
 from adg.base.errors import InputError
+from adg.base.process import run_script
 from adg.config import Config
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from adg.pipeline.checks import check_bins
 from adg.pipeline.command import parse_command
 from adg.records import Pool
@@ -33,7 +34,7 @@ _LARGE = 1 << 30  # bytes of a scratch file whose place is reported
 def main() -> None:
     command = parse_command(__doc__)
     config = command.config
-    run = provenance.begin("cluster", config, overwrite=command.overwrite,
+    run = stage_run.begin("cluster", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return
@@ -48,7 +49,7 @@ def main() -> None:
         plan(run, shape, folder)
         return
     if size > _LARGE:
-        say(f"[cluster] k-means reads a copy of the vectors: {planning.size(size)} in {folder}/, "
+        say(f"[cluster] k-means reads a copy of the vectors: {units.size(size)} in {folder}/, "
             f"gone at the end (clustering.scratch_dir)")
     with scratch_file(folder, size) as scratch:
         bins = cluster(one_matrix(blocks, shape, scratch), run.num_bins, config)
@@ -59,13 +60,13 @@ def main() -> None:
     run.finish(records=num_records, filled_bins=len(filled))
 
 
-def plan(run: provenance.StageRun, shape: tuple[int, int], folder: Path) -> None:
+def plan(run: stage_run.StageRun, shape: tuple[int, int], folder: Path) -> None:
     """Say what there is to do with vectors of this shape, copied into a file in `folder`."""
     num_records, width = shape
     bins, size = 4 * num_records, 4 * num_records * width
     planning.show(run, {
         "vectors": f"{num_records:,} of {width:,} numbers, to {run.num_bins:,} bins",
-        "scratch": f"in {folder}/: {planning.space(size, folder)}",
+        "scratch": f"in {folder}/: {units.space(size, folder)}",
     }, records=num_records, disk=bins + (size if folder == run.folder else 0))
 
 
@@ -106,7 +107,7 @@ def scratch_file(folder: Path, size: int) -> Iterator[IO[bytes]]:
         if folder.absolute() not in (path, path.parent):
             raise
         raise InputError(f"{folder}/: {error.strerror}: k-means needs a copy of the vectors there "
-                         f"({planning.size(size)}); set clustering.scratch_dir to a folder with "
+                         f"({units.size(size)}); set clustering.scratch_dir to a folder with "
                          f"room") from None
 
 

@@ -28,10 +28,11 @@ import numpy as np
 
 from adg import answer_vectors
 from adg.base import arrays, artifacts, distributed
+from adg.base.process import run_script
 from adg.models import folders
 from adg.models.layers import windows_of
 from adg.models.loading import LocalModel
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from adg.pipeline.chunks import Chunks
 from adg.pipeline.command import parse_command
 from adg.pipeline.earlier import INSTRUCTIONS, Earlier, prune
@@ -44,8 +45,8 @@ from embedding.sequences import RECIPES, Encoder, Row, load_encoder
 def main() -> None:
     command = parse_command(__doc__)
     config = command.config
-    run = provenance.begin("embed", config, overwrite=command.overwrite,
-                           dry_run=command.dry_run)
+    run = stage_run.begin("embed", config, overwrite=command.overwrite,
+                          dry_run=command.dry_run)
     if run is None:
         return
     source = LocalModel(folders.local_folder(config.model.name_or_path, config.output_dir),
@@ -62,7 +63,7 @@ def main() -> None:
     stage.chunks.complete(stage.embed, stage.finish)
 
 
-def check_model(source: LocalModel, run: provenance.StageRun) -> None:
+def check_model(source: LocalModel, run: stage_run.StageRun) -> None:
     """InputError where the model does not have the layers that embedding asks for, or its weights
     cannot fit this rank's memory. Reads the model's configuration only."""
     from transformers import AutoModel
@@ -100,7 +101,7 @@ class Work(NamedTuple):
 class EmbedStage:
     """The chunks of vectors of a pool: which are missing, what they lack, and how it is made."""
 
-    def __init__(self, run: provenance.StageRun, pool: Pool, answers: Answers,
+    def __init__(self, run: stage_run.StageRun, pool: Pool, answers: Answers,
                  source: LocalModel) -> None:
         self.run, self.config, self.source = run, run.config, source
         self.pool, self.answers = pool, answers
@@ -246,4 +247,4 @@ def one_ahead(prepare: Callable[[int], Work], chunks: Iterable[int]) -> Iterator
 
 
 if __name__ == "__main__":
-    distributed.run_script(main)
+    run_script(main)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from adg.base import artifacts
-from adg.base.distributed import run_script
 from adg.base.errors import InputError
+from adg.base.process import run_script
 from adg.benchmarks import BENCHMARKS
 from eval import harness
 

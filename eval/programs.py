@@ -29,9 +29,9 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from adg.base import watchdog
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
 from adg.base.errors import InputError
+from adg.base.process import beat, run_script
 from eval import run_program
 from eval.confinement import (
     NO_SANDBOX,
@@ -139,7 +139,7 @@ def passes(program: str, sandbox: str, *, seconds: float | None = None) -> bool:
                         and _next(pipe, seconds + _GRACE, len(marker) + 1) == marker)
             finally:
                 _end(process)
-                watchdog.beat()
+                beat()
 
 
 @contextlib.contextmanager

@@ -10,14 +10,14 @@ from adg.base.errors import InputError
 from adg.benchmarks import BENCHMARKS, groups
 from adg.config import NOT_COMPARED_KEYS
 from adg.methods import METHODS
-from adg.pipeline.history import read_records
-from adg.pipeline.stages import OUTSIDE, producer_of
+from adg.pipeline.record import read_records
+from adg.pipeline.sources import is_outside
+from adg.pipeline.stages import maker_of
 from eval.published import Paper
 from eval.rows import Cell, Design, Row
 
 _SEEDS = ("selection.seed", "train.seed", "seed")  # a stage's own goes before that of all
-# Inputs that the seeds of one cell share: models, and the pool, which prepare need not have made
-_SOURCES = frozenset(("pool.jsonl", *OUTSIDE)) - {"train.deepspeed", "eval.data_dir"}
+_NOT_SHARED = ("train.deepspeed", "eval.data_dir")  # inputs that seeds of one cell may differ in
 
 
 def rows_of(run: Path, paper: Paper) -> list[Row]:
@@ -82,7 +82,7 @@ def records_behind(records: dict[str, dict], name: str) -> dict[str, dict]:
 
 def _label_of(artefact: str, records: dict[str, dict]) -> str:
     """Under what label the stage that wrote subsets/adg/top.json left its record: select adg."""
-    stage = producer_of(artefact) or ""
+    stage = maker_of(artefact) or ""
     return stage if stage in records else " ".join([stage, *Path(artefact).parts[1:2]])
 
 
@@ -159,7 +159,13 @@ def _sources(behind: dict[str, dict], key: str) -> dict[str, str]:
     """{input: hash} of the pool, models and files that an evaluated model came from."""
     return {name: source[key] for record in behind.values()
             for name, source in record.get("inputs", {}).items()
-            if name in _SOURCES and key in source}
+            if _is_shared(name) and key in source}
+
+
+def _is_shared(name: str) -> bool:
+    """Whether the seeds of one cell share an input: models, and the pool, which prepare need not
+    have made."""
+    return name == "pool.jsonl" or is_outside(name) and name not in _NOT_SHARED
 
 
 def _settings(parameters: list[dict[str, Any]],

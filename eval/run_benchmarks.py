@@ -18,12 +18,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from adg.base import artifacts, distributed
+from adg.base import artifacts, distributed, process
 from adg.base.distributed import say
 from adg.benchmarks import BENCHMARKS, code_benchmarks
 from adg.config import Config
 from adg.models import folders
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from adg.pipeline.checks import check_consent
 from adg.pipeline.command import parse_command
 from eval import harness, programs
@@ -37,7 +37,7 @@ def main() -> None:
     command = parse_command(__doc__)
     config = command.config
     check_consent(config)
-    run = provenance.begin("evaluate", config, overwrite=command.overwrite,
+    run = stage_run.begin("evaluate", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return
@@ -77,7 +77,7 @@ def find_tasks(config: Config) -> tuple[Any, dict[str, list[str]]]:
     return manager, tasks
 
 
-def show_plan(run: provenance.StageRun, tasks: dict[str, list[str]]) -> None:
+def show_plan(run: stage_run.StageRun, tasks: dict[str, list[str]]) -> None:
     """Print how many questions are left, and what answering them takes."""
     limit, folder = run.config.eval.limit, run.folder / "eval" / run.config.eval.name
     missing = [name for name in tasks if not (folder / f"{name}.json").exists()]
@@ -155,4 +155,4 @@ def summarise(folder: Path) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    distributed.run_script(main)
+    process.run_script(main)

@@ -15,7 +15,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from adg.base import artifacts, distributed, screen, watchdog
+from adg.base import artifacts, distributed, process, screen
 
 
 def shared(kind: type) -> type:
@@ -157,7 +157,7 @@ class _Log:
         context, other = request
         key = hash_args(method, (context, self._options.get(context, other)))
         artifacts.append_line(self._log, json.dumps({"key": key, "result": result}))
-        watchdog.beat()
+        process.beat()
 
 
 def _remembered(folder: Path | None, method: str, arguments: list[tuple]) -> dict[int, Any]:

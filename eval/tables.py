@@ -25,10 +25,10 @@ import sys
 from pathlib import Path
 
 from adg.base import artifacts
-from adg.base.distributed import run_script
 from adg.base.errors import InputError
+from adg.base.process import run_script
 from adg.config import load_config
-from adg.pipeline import provenance
+from adg.pipeline import stage_run
 from eval import paired
 from eval.formats import FORMATS, Table, as_markdown
 from eval.layout import as_table, collect, columns_of
@@ -47,7 +47,7 @@ def main() -> None:
         if len(runs) == 1 and (runs[0] / "config.yaml").is_file():
             config = load_config(runs[0] / "config.yaml", [])
             config.output_dir = str(runs[0])
-            run = provenance.begin("tables", config, dry_run=arguments.dry_run)
+            run = stage_run.begin("tables", config, dry_run=arguments.dry_run)
     if not arguments.quiet:
         rows, notes = collect(runs, names=arguments.rows, paper=arguments.paper)
         print_table(as_table(rows, notes, wanted=arguments.benchmarks or columns_of(

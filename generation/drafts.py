@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from adg.base import watchdog
+from adg.base import process
 from adg.config import Config
 from adg.prompts import Prompter
 from generation.samplers import DrawnAnswer, Request, Sampler
@@ -104,7 +104,7 @@ def draw(drafts: Iterator[Draft], sampler: Sampler | None,
                 yield request
 
     for place, answers in sampler.stream(requests()) if sampler else requests():
-        watchdog.beat()
+        process.beat()
         draft, number = places.pop(place)
         draft.put(number, answers)
         update(1)

@@ -17,9 +17,10 @@ from itertools import chain, islice
 from typing import Any, NamedTuple, TextIO
 
 from adg.base import artifacts
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
+from adg.base.process import run_script
 from adg.config import Config
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from adg.pipeline.command import parse_command
 from adg.records import subset_names
 from generation.judge import Judge
@@ -35,8 +36,8 @@ _NAMED = 20  # fields that are named
 def main() -> None:
     command = parse_command(__doc__)
     config = command.config
-    run = provenance.begin("prepare", config, overwrite=command.overwrite,
-                           dry_run=command.dry_run)
+    run = stage_run.begin("prepare", config, overwrite=command.overwrite,
+                          dry_run=command.dry_run)
     if run is None:
         return
     if command.dry_run:
@@ -70,7 +71,7 @@ class Outcome(NamedTuple):
     overlaps: list[dict]  # a row for each record that shares words with a benchmark's question
 
 
-def plan(run: provenance.StageRun) -> None:
+def plan(run: stage_run.StageRun) -> None:
     """Say what there is to do: the pool is read, and nothing is written."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         outcome = sort_out(run.config, nowhere, nowhere)
@@ -79,7 +80,7 @@ def plan(run: provenance.StageRun) -> None:
                   records=outcome.usable, disk=outcome.size)
 
 
-def say_outcome(outcome: Outcome, marks: Marks, run: provenance.StageRun) -> None:
+def say_outcome(outcome: Outcome, marks: Marks, run: stage_run.StageRun) -> None:
     """Say what became of the pool."""
     settings = run.config.pool
     say(f"[prepare] schema: {outcome.schema}"

@@ -26,10 +26,11 @@ import numpy as np
 from adg import answer_vectors
 from adg.base import artifacts, distributed
 from adg.base.errors import InputError
+from adg.base.process import run_script
 from adg.config import Config
 from adg.models import folders
 from adg.models.loading import LocalModel
-from adg.pipeline import earlier, planning, provenance
+from adg.pipeline import earlier, planning, stage_run
 from adg.pipeline.checks import check_bins, check_budget
 from adg.pipeline.chunks import Chunks
 from adg.pipeline.command import parse_command
@@ -51,8 +52,8 @@ def main() -> None:
     if command.show_prompts:
         show_prompts(command.show_prompts, config)
         return
-    run = provenance.begin("sample", config, overwrite=command.overwrite,
-                           dry_run=command.dry_run)
+    run = stage_run.begin("sample", config, overwrite=command.overwrite,
+                          dry_run=command.dry_run)
     if run is None:
         return
     if config.embedding.source == "sampling":
@@ -102,7 +103,7 @@ def say_notes(unused: dict[str, Any], config: Config) -> None:
 class SampleStage:
     """The chunks of answers of a pool: which are missing, what they lack, and how it is made."""
 
-    def __init__(self, run: provenance.StageRun, pool: Pool, source: LocalModel,
+    def __init__(self, run: stage_run.StageRun, pool: Pool, source: LocalModel,
                  prompter: Prompter) -> None:
         self.run, self.config, self.pool = run, run.config, pool
         self.source, self.prompter = source, prompter
@@ -244,4 +245,4 @@ def show_prompts(number: int, config: Config) -> None:
 
 
 if __name__ == "__main__":
-    distributed.run_script(main)
+    run_script(main)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from adg.base import distributed, screen, watchdog
+from adg.base import distributed, process, screen
 from adg.base.errors import InputError
 from adg.config import Config
 from adg.models.loading import LocalModel
@@ -98,7 +98,7 @@ class VllmSampler:
                 if _is_about_memory(error) else f"vLLM failed ({type(error).__name__}: {error})"
             raise InputError(f"{advice}. The chunks in answers/ are whole, and the same command "
                              f"goes on with the others") from None
-        watchdog.beat()
+        process.beat()
         return outputs
 
     def parameters(self, request: Request) -> Any:

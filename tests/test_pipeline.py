@@ -20,6 +20,8 @@ from adg.base import artifacts, lock
 from adg.base.errors import InputError
 from adg.config import load_config
 from adg.pipeline import __main__ as pipeline_module
+from adg.pipeline import arguments as pipeline_arguments
+from adg.pipeline import processes
 from adg.tools.summary import summarise
 from embedding import cluster, embed
 from eval import run_benchmarks
@@ -108,15 +110,15 @@ def test_killed_and_gone_on_with_another_rank_count(config_file, tmp_path: Path,
 @pytest.mark.parametrize(("arguments", "message"), [
     (["generation.temprature=1"], "did you mean generation.temperature"),
     (["generation.num_answers=x"], "generation.num_answers"),
-    (["pool.path=nowhere.jsonl"], "pool.path: nowhere.jsonl is not there"),
+    (["pool.path=nowhere.jsonl"], "pool.path: nowhere.jsonl not found"),
     (["model.name_or_path=/no/such/model"], "model.name_or_path: /no/such/model"),
     (["clustering.num_bins=11"], "clustering.num_bins is 11, but the pool has 10 records: give 10 "
      "at most, or null"),
     (["selection.budget=11"], "selection.budget is 11, but the pool has 10"),
     (["prepare", "measure", "select", "selection.method=pre_experience"],
      "selection.pre_experience.clusters is 100, but the pool has 10"),
-    (["emebd"], "emebd is no stage; did you mean embed"),
-    (["--seed", "3"], "--seed is no option; did you mean --seeds? A value of the configuration"),
+    (["emebd"], "unknown stage emebd; did you mean embed"),
+    (["--seed", "3"], "unknown option --seed; did you mean --seeds? A value of the configuration"),
     (["embedding.windows.far=[7]"], "embedding.windows.far: no layer 7: the model has 5 layers"),
     (["embed"], "embed needs"),
     (["--quiet", "--dry-run"], "--quiet with --dry-run"),
@@ -165,7 +167,7 @@ def in_process(stage, monkeypatch) -> None:
             stage(modules[command[place]], *command[place + 1:])
         return 0
 
-    monkeypatch.setattr(pipeline_module, "wait_for", wait_for)
+    monkeypatch.setattr(processes, "wait_for", wait_for)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -180,8 +182,8 @@ def test_a_first_dry_run_counts_from_the_pool_itself(config_file, tmp_path: Path
     assert said.count("[sample] dry run, nothing is written:\n  records   10 of 10 to do") == seeds
     assert said.count("  answers   30, 180 tokens at most") == seeds
     for name in ["run", "run-seed43"][:seeds]:
-        assert (f"[embed] cannot say yet: embed needs {tmp_path}/{name}/answers/, which is not "
-                f"there: run sample first\n  10 instructions, 30 answers\n  disk: 2.9 KiB at most"
+        assert (f"[embed] cannot say yet: embed needs {tmp_path}/{name}/answers/, which is "
+                f"missing: run sample first\n  10 instructions, 30 answers\n  disk: 2.9 KiB at most"
                 ) in said
     assert said.count("\n  10 vectors, to 3 bins\n") == seeds
     assert said.count("\n  3 of 10 records\n") == seeds
@@ -281,7 +283,8 @@ def test_paths_lead_from_where_the_user_stands_then_from_the_repository(
                        ("train.deepspeed=none.json", "train.deepspeed: none.json"),
                        ("model.name_or_path=none.gguf", "model.name_or_path: none.gguf")):
         missing = run("my first.yaml", "output_dir=other", wrong)
-        assert missing.stderr == f"error: {key} is not there (looked in {folder} and {ROOT})\n"
+        assert re.fullmatch(rf"error: {re.escape(key)} (is not there|not found) "
+                            rf"\(looked in {re.escape(f'{folder} and {ROOT}')}\)\n", missing.stderr)
     missing = run("none.yaml")
     assert missing.stderr == (f"error: none.yaml: configuration file not found (looked in "
                               f"{folder} and {ROOT})\n")
@@ -322,12 +325,12 @@ def test_quiet_is_a_line_per_stage_and_what_went_wrong(config_file):
 
 def test_a_stage_that_fails_names_the_file_of_what_its_engines_said(config_file, tmp_path: Path,
                                                                   monkeypatch, capsys):
-    monkeypatch.setattr(pipeline_module, "wait_for", lambda *_, **__: 137)
+    monkeypatch.setattr(processes, "wait_for", lambda *_, **__: 137)
     config, log = load_config(config_file(), []), tmp_path / "run/provenance/finetune-adg-top.0.log"
     ends = "[finetune] ended with status 137; the same command goes on from here"
     for said in (f"{ends}\n", f"{ends}; {log} holds what its engines said on rank 0\n"):
         with pytest.raises(SystemExit, match="137"):
-            pipeline_module.run_stage("finetune", [], config, 1, {})
+            processes.run_stage("finetune", [], config, 1, {})
         assert capsys.readouterr().err == said
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
@@ -352,7 +355,7 @@ def test_a_pipeline_holds_what_its_later_stages_read(config_file, tmp_path: Path
         if name == "prepare":
             stage(prepare_pool, *arguments)
 
-    monkeypatch.setattr(pipeline_module, "run_stage", run_stage)
+    monkeypatch.setattr(processes, "run_stage", run_stage)
     stage(pipeline_module, config_file(), "prepare", "sample", "cluster", "--dry-run")
     assert held == [] and not (tmp_path / "run").exists()
     stage(pipeline_module, config_file(), "prepare", "sample")
@@ -366,7 +369,7 @@ def test_seeds_of_a_draw_share_the_run_folder(config_file, tmp_path: Path, stage
         ran.append(name)
         stage(prepare_pool if name == "prepare" else score_and_select, *arguments)
 
-    monkeypatch.setattr(pipeline_module, "run_stage", run_stage)
+    monkeypatch.setattr(processes, "run_stage", run_stage)
     stage(pipeline_module, config_file(), "prepare", "select", "selection.method=random",
           "--seeds", "3")
     run = tmp_path / "run"
@@ -392,7 +395,7 @@ def test_seeds_of_a_draw_share_the_run_folder(config_file, tmp_path: Path, stage
         "train.seed=43", "train.name=mine-seed43", "eval.name=mine-seed43"])])
 def test_another_seed_shares_what_it_does_not_decide(config_file, tmp_path, given, own):
     config = load_config(config_file(), given)
-    assert pipeline_module.with_seed(43, config) == [
+    assert pipeline_arguments.with_seed(43, config) == [
         text.format(run=tmp_path / "run") for text in own]
 
 

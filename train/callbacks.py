@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from adg.base import artifacts, distributed, watchdog
+from adg.base import artifacts, distributed, process
 from adg.base.errors import InputError
 from train.batches import Order
 
@@ -59,10 +59,10 @@ class Progress(TrainerCallback):
         self._speed.start(self._tokens[state.global_step])
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        watchdog.beat()
+        process.beat()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        watchdog.beat()
+        process.beat()
         self._bar.update(self._records[state.global_step] - self._records[state.global_step - 1])
         self._rates = self._speed.step(self._tokens[state.global_step])
 
@@ -118,14 +118,14 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        watchdog.beat()
+        process.beat()
         _wait_for_all()
         if distributed.local_rank() == 0:
             artifacts.flush_tree(folder)  # what this node's ranks have written
         _wait_for_all()
         if distributed.rank() == 0:
             artifacts.write_json(folder / self._marker, {"world_size": distributed.world_size()})
-        watchdog.beat()
+        process.beat()
         self._last = time.monotonic()
 
 

@@ -17,17 +17,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from adg.base import artifacts, distributed, screen
+from adg.base import artifacts, distributed, process, screen
 from adg.base.distributed import say
 from adg.base.errors import InputError
 from adg.config import Config
 from adg.models import folders
 from adg.models.loading import LocalModel
 from adg.models.saving import saving
-from adg.pipeline import provenance
+from adg.pipeline import stage_run
 from adg.pipeline.checks import check_reporting, read_sharding
 from adg.pipeline.command import parse_command
-from adg.pipeline.stages import model_of
+from adg.pipeline.sources import model_of
 from train import hours
 from train.batches import Order, plan_order
 from train.checkpoints import (
@@ -47,7 +47,7 @@ def main() -> None:
     config = command.config
     sharding = read_sharding(config)
     check_reporting(config)
-    run = provenance.begin("finetune", config, overwrite=command.overwrite,
+    run = stage_run.begin("finetune", config, overwrite=command.overwrite,
                            dry_run=command.dry_run)
     if run is None:
         return
@@ -78,7 +78,7 @@ def main() -> None:
     end_process_group()
 
 
-def finish_killed(run: provenance.StageRun, work: Path) -> None:
+def finish_killed(run: stage_run.StageRun, work: Path) -> None:
     """Finish a run that was killed when its model was whole, before it was recorded."""
     if distributed.rank() == 0:
         remove_checkpoints(work)
@@ -185,4 +185,4 @@ def end_process_group() -> None:
 
 
 if __name__ == "__main__":
-    distributed.run_script(main)
+    process.run_script(main)

@@ -8,8 +8,7 @@ gradients with an all-reduce, which moves them twice, and gathers the weights on
 
 from typing import Any
 
-from adg.base import distributed
-from adg.pipeline import planning
+from adg.base import distributed, units
 from train.batches import Order
 
 PEAK = 989e12  # operations/s of an H100 in bfloat16
@@ -51,7 +50,7 @@ def estimate(order: Order, num_weights: int, described: Any, sharding: dict, *,
     step = bytes_per_step(num_weights, sharding.get("zero_optimization", {}).get("stage", 0),
                           passes=len(order.steps[0]) // order.ranks, ranks=order.ranks,
                           bytes_per_weight=2)
-    duration = planning.duration(seconds(flops, len(order.steps) * step, nodes=nodes))
+    duration = units.duration(seconds(flops, len(order.steps) * step, nodes=nodes))
     rate = NVLINK if nodes == 1 else NETWORK
     moved = f" and {step / 1e9:.0f} GB a step at {rate / 1e9:.0f} GB/s" if order.ranks > 1 else ""
     return (f"about {duration} on {order.ranks} H100, by arithmetic and not measured: "

@@ -1,8 +1,9 @@
 """What a dry run says of a fine-tuning: steps, batches, memory, disk and time."""
 
+from adg.base import units
 from adg.config import Config
 from adg.models.loading import LocalModel
-from adg.pipeline import planning, provenance
+from adg.pipeline import planning, stage_run
 from train import hours
 from train.batches import Order
 from train.memory import Memory, estimate
@@ -10,7 +11,7 @@ from train.memory import Memory, estimate
 _OPTIMIZER_BYTES = 12  # a weight and AdamW's two moments in float32, in a checkpoint
 
 
-def show_plan(run: provenance.StageRun, order: Order, source: LocalModel, sharding: dict) -> None:
+def show_plan(run: stage_run.StageRun, order: Order, source: LocalModel, sharding: dict) -> None:
     """Print what the stage would do; `sharding` is DeepSpeed's configuration."""
     settings, weights = run.config.train, source.num_weights()
     width = 4 if run.config.model.dtype == "float32" else 2
@@ -35,10 +36,10 @@ def show_plan(run: provenance.StageRun, order: Order, source: LocalModel, shardi
 
 
 def _memory(needed: Memory, ranks: int) -> str:
-    parts = ", ".join(f"{name} {planning.size(value)}"
+    parts = ", ".join(f"{name} {units.size(value)}"
                       for name, value in needed._asdict().items() if name != "host")
-    host = f"; {planning.size(needed.host)} of the machine's" if needed.host else ""
-    return f"about {planning.size(needed.total())} on each of {ranks} rank(s): {parts}{host}"
+    host = f"; {units.size(needed.host)} of the machine's" if needed.host else ""
+    return f"about {units.size(needed.total())} on each of {ranks} rank(s): {parts}{host}"
 
 
 def batches(order: Order, config: Config) -> str:

@@ -1,34 +1,20 @@
-"""Rank, world size, device and the life of a stage's process. No other module asks for the rank."""
+"""Rank, world size, device, and what ranks tell each other. No other module asks for the rank."""
 
-import atexit
 import contextlib
-import ctypes
-import functools
 import json
 import os
 import re
-import select
 import shutil
-import signal
-import socket
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from itertools import takewhile
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from adg.base import screen
+from adg.base import screen, store
 from adg.base.errors import InputError, printable
 
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
-_GRACE = 5  # seconds
 _DEVICE = re.compile(r"\d+|(GPU|MIG)-.+")  # an entry of CUDA_VISIBLE_DEVICES
-_BEAT = 10  # seconds between a rank's signs of life
-_SILENT = 600  # seconds without one, after which a rank that others wait for counts as lost
 _BAR = ("{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
         "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]")
 
@@ -199,7 +185,7 @@ def from_rank_0(value: Any) -> Any:
 def join() -> None:
     """Show the other ranks from now on that this one lives; nothing with one rank."""
     if world_size() > 1:
-        with _reaching():
+        with store.reaching(rank()):
             _store()
 
 
@@ -207,11 +193,11 @@ def agreed(name: str, make: Callable[[], Any]) -> Any:
     """What `make` gives on rank 0, on every rank; JSON must hold it. Each name serves once."""
     if world_size() == 1:
         return make()
-    with _reaching():
+    with store.reaching(rank()):
         if rank() > 0:
             return json.loads(_value(name, 0))
     value = make()
-    with _reaching():
+    with store.reaching(rank()):
         _store().set(name, json.dumps(value))
     return value
 
@@ -224,160 +210,14 @@ def barrier(name: str, value: int = 0) -> list[int]:
     """
     if world_size() == 1:
         return [value]
-    with _reaching():
+    with store.reaching(rank()):
         _store().set(f"{name}/{rank()}", str(value))
         return [int(_value(f"{name}/{other}", other)) for other in range(world_size())]
 
 
-@functools.cache
 def _store() -> Any:
-    from torch.distributed import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-
-    store, *_ = next(rendezvous("env://"))
-    store = PrefixStore(f"adg/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    store.set(f"host/{rank()}", socket.gethostname())
-    ended = threading.Event()
-    thread = threading.Thread(target=_beat, args=(store.clone(), ended), daemon=True)
-    thread.start()
-    atexit.register(thread.join, 1)  # a thread within the store would abort the interpreter's end
-    atexit.register(ended.set)
-    return store
-
-
-def _beat(store: Any, ended: threading.Event) -> None:
-    with _reaching():
-        while not ended.is_set():
-            store.add(f"alive/{rank()}", 1)
-            ended.wait(_BEAT)
+    return store.connect(rank())
 
 
 def _value(key: str, other: int) -> bytes:
-    """What rank `other` puts into the store under `key`, once it has; this rank ends where that one
-    gives no sign of life."""
-    store, pause, beats, said = _store(), 0.02, -1, False
-    began = heard = time.monotonic()
-    while not store.check([key]):
-        now, beat = time.monotonic(), store.add(f"alive/{other}", 0)
-        if beat != beats:
-            beats, heard = beat, now
-        elif now - heard > _SILENT:
-            _end(f"{_name(other)} has given no sign of life for {_SILENT} s: it has ended, or its "
-                 f"node is lost")
-        if now - began > _BEAT and not said:
-            say(f"waiting for {_name(other)}")
-            said = True
-        time.sleep(pause)
-        pause = min(1.0, 1.5 * pause)
-    return store.get(key)
-
-
-def _name(other: int) -> str:
-    store, key = _store(), f"host/{other}"
-    return f"rank {other}" + (f" on {store.get(key).decode()}" if store.check([key]) else "")
-
-
-@contextlib.contextmanager
-def _reaching() -> Iterator[None]:
-    """End this rank where torchrun's store is gone: so is rank 0, which holds the stage's lock."""
-    from torch.distributed import DistNetworkError
-
-    try:
-        yield
-    except DistNetworkError:
-        _end(f"torchrun on {os.environ.get('MASTER_ADDR')}, the node of rank 0, cannot be reached: "
-             f"it has ended, or its node is lost")
-
-
-def _end(reason: str) -> None:
-    print(f"\nerror (rank {rank()}): {reason}. What is written is whole: the same command goes on "
-          f"from there.", file=screen.stderr(), flush=True)
-    os._exit(os.EX_TEMPFAIL)  # a thread may be what has found it
-
-
-def die_with_parent() -> None:
-    """Have Linux kill this process when its parent ends.
-
-    torchrun puts its workers into sessions of their own, where a kill of the launching process
-    group does not reach them: they would go on writing beside the run that takes their place.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-_WATCHER = """
-import os, select, sys, psutil
-parent = psutil.Process(os.getppid())
-children = parent.children(recursive=True)
-print(flush=True)
-while not select.select([sys.stdin], [], [], 2)[0]:  # readable at the end of the pipe
-    try:
-        children = parent.children(recursive=True) or children
-    except psutil.NoSuchProcess:
-        break
-for child in children:
-    if child.pid != os.getpid() and child.is_running():
-        child.kill()
-"""
-
-
-def end_children_with_this_process() -> None:
-    """Have the processes that this one has started, and those that it starts from now on, killed
-    when it ends, however it ends (those of its last two seconds excepted).
-
-    vLLM's engine outlives a parent that is killed, and keeps a GPU's memory.
-    """
-    watcher = subprocess.Popen([sys.executable, "-c", _WATCHER], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, start_new_session=True)
-    watcher.stdout.readline()
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Run a stage's main: an input error becomes one line on stderr and exit status 2, Ctrl-C one
-    line and 130; where nobody reads stdout any more (`| head`), it ends quietly with 141.
-
-    The interpreter's folder comes first on PATH, where torch, DeepSpeed and vLLM look for ninja:
-    .venv need not be activated.
-    """
-    os.environ["PATH"] = os.pathsep.join(
-        [str(Path(sys.executable).parent), os.environ.get("PATH") or os.defpath])
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()
-    if main.__module__ == "__main__":
-        screen.own_process()
-    try:
-        try:
-            _run_or_say_why(main)
-        finally:
-            sys.stdout.flush()  # here, where it can be seen to fail
-    except BrokenPipeError:
-        if not _is_unread(sys.stdout):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to flush
-        sys.exit(128 + signal.SIGPIPE)
-    except KeyboardInterrupt:
-        if rank() == 0:
-            print("\nstopped; the same command goes on from here", file=screen.stderr(),
-                  flush=True)
-        sys.exit(128 + signal.SIGINT)
-
-
-def _is_unread(file: TextIO) -> bool:
-    """Whether a file is a pipe whose other end has been closed."""
-    poll = select.poll()
-    poll.register(file, select.POLLOUT)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _run_or_say_why(main: Callable[[], None]) -> None:
-    try:
-        main()
-    except (InputError, OSError) as error:
-        if not isinstance(error, InputError) and error.filename is None:
-            raise
-        where = f" (rank {rank()})" if rank() else ""
-        if rank():
-            time.sleep(_GRACE)  # what every rank finds, rank 0 says, and torchrun ends the others
-            print(file=screen.stderr())  # rank 0's progress bar stands on this line
-        print(f"error{where}: {printable(str(error))}", file=screen.stderr(), flush=True)
-        sys.exit(2)
+    return store.value(_store(), key, other, rank())

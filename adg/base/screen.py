@@ -27,6 +27,11 @@ def stderr() -> TextIO:
     return _stderr or sys.stderr
 
 
+def stderr_descriptor() -> int:
+    """The file descriptor of where errors are shown."""
+    return _stderr.fileno() if _stderr else 2
+
+
 def has_log() -> bool:
     """Whether engines write to a log file."""
     return _stderr is not None

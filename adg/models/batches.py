@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from adg.base import distributed, watchdog
+from adg.base import distributed, process
 from adg.base.errors import InputError
 
 TOKENS_PER_BATCH = {"cuda": 16384, "cpu": 1024}  # by device, where the configuration is silent
@@ -79,7 +79,7 @@ class Batcher:
         """(positions of a batch, its items and results), longest first."""
         for positions in plan_batches(list(map(self._length, items)), self.tokens_per_batch):
             yield positions, self._parts([items[i] for i in positions])
-            watchdog.beat()
+            process.beat()
 
     def _parts(self, batch: list[Any]) -> Iterator[tuple[list[Any], Any]]:
         """The batch and its result, or as many smaller batches as memory asks for."""

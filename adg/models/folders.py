@@ -237,13 +237,6 @@ def _save_dequantised(source: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
 
 
-def describe(folder: Path, *, trust_remote_code: bool) -> Any:
-    """transformers' configuration of the model in a folder, of its text part."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).get_text_config()
-
-
 def load_tokenizer(folder: Path | str, *, trust_remote_code: bool,
                    revision: str | None = None) -> Any:
     """The model's tokenizer: of a folder, or of a hub's model, of which nothing else is fetched."""

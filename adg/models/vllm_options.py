@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from adg.base import distributed, screen
+from adg.base import distributed, process, screen
 from adg.base.errors import InputError
 
 _VERSION = "0.32.0"  # of vLLM, for vectors from sampling
@@ -39,7 +39,7 @@ def engine_options(dtype: str, *, seed: int, trust_remote_code: bool,
     for name, value in switches.items():
         os.environ.setdefault(name, value)
     if own_process:
-        distributed.end_children_with_this_process()
+        process.end_children_with_this_process()
     hardware: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_utilization}
     if not on_gpu:
         hardware = {"enforce_eager": True}  # compiling costs more than it saves on a CPU

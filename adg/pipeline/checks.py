@@ -1,4 +1,4 @@
-"""What a stage refuses of a configuration, checked too by the pipeline before the first stage."""
+"""What stages refuse of a configuration: the pipeline checks it before its first stage."""
 
 import importlib.util
 import json
@@ -12,8 +12,53 @@ from adg.benchmarks import code_benchmarks
 from adg.config import Config
 from adg.config_sections import REPORTERS
 from adg.methods.method import at_most
-from adg.models.folders import describe, source_of
+from adg.models.folders import source_of
 from adg.models.layers import windows_of
+from adg.models.loading import LocalModel
+from adg.pipeline.sources import model_key, model_of, value_of
+
+
+def check_pool_path(config: Config) -> None:
+    """InputError where there is no pool to prepare and none that has been prepared."""
+    path = config.pool.path
+    if not (config.pool.on_hub() or Path(path).exists()
+            or (Path(config.output_dir) / "pool.jsonl").is_file()):
+        raise InputError(f"pool.path: {path} not found{looked_in(path)}")
+
+
+def check_backbone(config: Config) -> None:
+    """InputError where the backbone is not found."""
+    source_of(config.model.name_or_path)
+
+
+def check_method_models(config: Config) -> None:
+    """InputError where a model that the selection's method measures with is not found."""
+    for name in config.selection.facts().models:
+        source_of(model_of(name, config), model_key(name, config))
+
+
+def check_method_files(config: Config) -> None:
+    """InputError where a file that the selection's method reads is not found."""
+    for key in config.selection.facts().files.values():
+        path = value_of(key, config)
+        if path is not None and not Path(path).exists():
+            raise InputError(f"{key}: {path} not found{looked_in(path)}")
+
+
+def check_training(config: Config) -> None:
+    """InputError where fine-tuning lacks its model, DeepSpeed's configuration or a package."""
+    read_sharding(config)
+    check_reporting(config)
+    source_of(model_of("train.model", config), model_key("train.model", config))
+
+
+def check_benchmarks(config: Config) -> None:
+    """InputError where evaluation may not run programs, or its data are not found."""
+    check_consent(config)
+    data = config.eval.data_dir
+    if data is not None and not Path(data).is_dir():
+        raise InputError(f"eval.data_dir: {data}/ not found{looked_in(data)}")
+    check_sandbox(config)
 
 
 def check_consent(config: Config) -> None:
@@ -35,13 +80,13 @@ def check_sandbox(config: Config) -> None:
 
 
 def check_layers(config: Config) -> None:
-    """InputError where the backbone has not the layers that embedding asks for.
+    """InputError where embedding asks for layers that the backbone does not have.
 
     A GGUF file is looked at when it has been made a folder.
     """
     source = source_of(config.model.name_or_path)
     if source.is_dir():
-        described = describe(source, trust_remote_code=config.model.trust_remote_code)
+        described = LocalModel(source, config.model.trust_remote_code).described
         windows_of(config.embedding, described.num_hidden_layers)
 
 
@@ -70,7 +115,7 @@ def check_reporting(config: Config) -> None:
 
 
 def read_sharding(config: Config) -> dict:
-    """DeepSpeed's configuration in train.deepspeed; InputError where it is no JSON file.
+    """DeepSpeed's configuration in train.deepspeed; InputError where it is not a JSON file.
 
     Where ZeRO shards the gradients and the file says nothing else, those of a step's passes are
     summed in float32: DeepSpeed's default is the model's type.
@@ -79,7 +124,7 @@ def read_sharding(config: Config) -> dict:
     try:
         settings = json.loads(path.read_text(encoding="utf-8")) | {}
     except FileNotFoundError:
-        raise InputError(f"train.deepspeed: {path} is not there{looked_in(path)}") from None
+        raise InputError(f"train.deepspeed: {path} not found{looked_in(path)}") from None
     except (ValueError, TypeError) as error:
         raise InputError(f"train.deepspeed: {path} is not valid JSON ({error})") from None
     if settings.get("zero_optimization", {}).get("stage", 0) >= 2:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from adg.base import artifacts, distributed
-from adg.pipeline.provenance import StageRun
+from adg.pipeline.stage_run import StageRun
 
 
 class Chunks:

@@ -1,7 +1,6 @@
 """What a file, folder or model is: a SHA-256, by which stages know their inputs."""
 
 import hashlib
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ from adg.base.hashes import HashCache, sha256_of_first
 from adg.base.paths import looked_in
 from adg.config import Config
 from adg.models import folders
-from adg.pipeline.stages import model_key, model_of
-
-_PATHS = ("pool.path", "train.deepspeed", "eval.data_dir")  # inputs that go by their keys
+from adg.pipeline.sources import Source, model_key, path_of, sources
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -30,13 +27,11 @@ def _beside(path: Path) -> list[Path]:
     return visible_files(path) if path.is_dir() else []
 
 
-def differ(known: dict | None, now: dict | None) -> bool:
-    """Whether two identities are of different things: also of models whose samples are the same,
-    where both have been hashed whole."""
-    if known is None or now is None:
-        return known is not now
-    return known["sha256"] != now["sha256"] or (
-        "whole" in known and "whole" in now and known["whole"] != now["whole"])
+def _of_hub(config: Config) -> dict:
+    """What a pool is that is a hub data set: its name, split and revision."""
+    pool = config.pool
+    text = f"{pool.path} {pool.split} {pool.revision}"
+    return {"name": pool.path, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 class Identities:
@@ -87,57 +82,32 @@ class Identities:
             digest = sha256_of_first(file, known["bytes"])
         return hashlib.sha256(f"{name} {digest}\n".encode()).hexdigest() == known["sha256"]
 
-    def models(self) -> tuple[str, ...]:
-        """The inputs outside the run folder that are models."""
-        return ("model", "train.model", *self._config.selection.facts().models)
-
-    def source(self, name: str) -> str | None:
-        """The name or path that the configuration gives an input outside the run folder; None
-        where it is not asked for."""
-        facts = self._config.selection.facts()
-        if name in self.models():
-            return model_of(name, self._config)
-        if name == "train.subset":
-            file = self._config.train.subset_file()
-            return file and str(file)
-        key = name if name in _PATHS else facts.files.get(name)
-        return key and reduce(getattr, key.split("."), self._config)
-
     def outside(self, name: str, *, whole: bool = True) -> dict | None:
         """{"name", "sha256"} of an input outside the run folder; None where it is not asked for.
 
         A model's has "whole" too, if asked for, on rank 0: the other ranks need not read it all.
-        Raises InputError where it is not there.
+        Raises InputError where it is not found.
         """
-        facts, source = self._config.selection.facts(), self.source(name)
-        if source is None:
+        named = path_of(name, self._config)
+        if named is None:
             return None
-        if name in self.models():
+        source = sources(self._config)[name]
+        if source.kind == "model":
             hashes = self._hashes if whole and distributed.rank() == 0 else None
-            return folders.identity(source, model_key(name, self._config), hashes)
-        if name == "pool.path" and (found := self._pool()) is not None:
-            return found
-        path = Path(source)
-        if name == "eval.data_dir":
-            if not path.is_dir():
-                raise InputError(f"eval.data_dir: {path}/ is not there{looked_in(path)}")
-            return {"name": path.name, "sha256": self._hashes.tree(path, visible_files(path))}
-        if name in facts.files and (files := _beside(path)):
-            return {"name": path.name, "sha256": self._hashes.tree(path.parent, files)}
-        if not path.is_file():
-            raise InputError(f"{facts.files.get(name, name)}: {path} is not there{looked_in(path)}")
-        return {"name": path.name, "sha256": self._hashes.file(path)}
+            return folders.identity(named, model_key(name, self._config), hashes)
+        if source.kind == "pool" and self._config.pool.on_hub():
+            return _of_hub(self._config)
+        return self._on_disk(Path(named), source)
 
-    def _pool(self) -> dict | None:
-        """What a pool is that is a hub data set or a folder; None where it is a file."""
-        settings = self._config.pool
-        if settings.on_hub():
-            text = f"{settings.path} {settings.split} {settings.revision}"
-            return {"name": settings.path, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-        folder = Path(settings.path)
-        if not folder.is_dir():
-            return None
-        return {"name": folder.name, "sha256": self._hashes.tree(folder, visible_files(folder))}
+    def _on_disk(self, path: Path, source: Source) -> dict:
+        if source.kind == "files" and (files := _beside(path)):
+            return {"name": path.name, "sha256": self._hashes.tree(path.parent, files)}
+        if source.kind in ("folder", "pool") and path.is_dir():
+            return {"name": path.name, "sha256": self._hashes.tree(path, visible_files(path))}
+        if source.kind == "folder" or not path.is_file():
+            shown = f"{path}/" if source.kind == "folder" else path
+            raise InputError(f"{source.key}: {shown} not found{looked_in(path)}")
+        return {"name": path.name, "sha256": self._hashes.file(path)}
 
     def save(self) -> None:
         """Keep the hashes for later runs."""

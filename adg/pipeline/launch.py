@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 
-from adg.base.distributed import die_with_parent
+from adg.base.process import die_with_parent
 
 
 def main() -> None:

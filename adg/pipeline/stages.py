@@ -1,174 +1,217 @@
-"""The nine stages in order: what each reads, writes, depends on. `provenance` acts on it."""
+"""The nine stages in order: all that the pipeline knows of a stage stands in its row."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from adg.base.paths import from_root
 from adg.config import PATH_KEYS, TUNING_KEYS, Config, flatten
-from adg.methods import outside_inputs
-from adg.methods.method import EVERY
+from adg.pipeline import checks, outlook
 from adg.prompts import read_template
+
+_NAMES = {"selection.name", "train.name", "eval.name"}  # they name a result and change none
+
+
+def _nothing(*_: object) -> list[str]:
+    return []
+
+
+def _accept(*_: object) -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What the pipeline knows of a stage.
+    """One stage.
 
-    Inputs and outputs are paths in the run folder (a folder ends in /), inputs also names of things
-    outside it (OUTSIDE). `{selection}`, `{measure}`, `{train}`, `{eval}` and `{subset}` stand for
-    the configuration's names, `{benchmark}` for each of its benchmarks, `{window}` for each of its
-    further windows of layers.
+    What it reads and writes are paths in the run folder (a folder ends in /); what it reads may
+    also be the name of a source outside it (adg.pipeline.sources).
     """
 
     module: str
-    keys: tuple[str, ...]  # configuration keys or sections that decide the output
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    optional_inputs: tuple[str, ...] = ()
-    parallel: bool = False  # one process per GPU, under torchrun
-    dear: bool = False  # costs hours: a changed parameter stops it, where others are redone
-    grows: tuple[str, ...] = ()  # keys and inputs that may grow: what is there is kept and added to
-    follows: tuple[str, ...] = ()  # inputs that may change at will: unchanged records keep theirs
-    instance: str = ""  # the name that several outputs of this stage in one run folder differ by
-    work: tuple[str, ...] = ()  # folders beside the outputs: unfinished work, what an option writes
+    keys: tuple[str, ...]  # configuration keys or sections that decide what it writes
+    reads: Callable[[Config], list[str]]
+    writes: Callable[[Config], list[str]]
+    reads_if_present: Callable[[Config], list[str]] = _nothing
+    method_keys: Callable[[Config], tuple[str, ...]] = lambda c: ()  # further `keys`
+    name: Callable[[Config], str] = lambda c: ""  # where one run folder may hold several results
+    wanted: bool = False  # in every run, whether or not a later stage reads what it writes
+    torchrun: bool = False  # one process per GPU
+    gpus: Callable[[Config], int] = lambda c: 1  # that each of these processes takes
+    expensive: bool = False  # hours of work: a changed key is refused, where others are redone
+    speed_by_name: bool = False  # records/s of one name say nothing of another's
+    grows: tuple[str, ...] = ()  # inputs that may grow: what was made is kept and added to
+    follows: tuple[str, ...] = ()  # inputs that may change freely: unchanged records keep theirs
+    reports: tuple[str, ...] = ()  # outputs that output made elsewhere may lack
+    leftovers: Callable[[Config], list[str]] = _nothing  # unfinished or optional, beside `writes`
+    check: Callable[[Config], None] = _accept  # InputError, before the pipeline's first stage
+    check_pool: Callable[[Config, int], None] | None = None  # before an earlier expensive stage: by
+    # the number of records; the model is a folder by then
+    outlook: Callable[[Config, int], list[str]] = _nothing  # of so many records, for --dry-run
+    arguments: Callable[[Config, list[str]], list[str]] = lambda c, words: words  # of its command
 
 
-OUTSIDE = ("pool.path", "model", "train.subset", "train.model", "train.deepspeed",
-           "eval.data_dir", *outside_inputs())
+def _in(section: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{name}" for name in names)
 
-_SUBSETS = tuple(f"subsets/{{selection}}/{name}"
-                 for name in ("scores.jsonl", "top.json", "middle.json", "bottom.json",
-                              "dataset_info.json", "README.md"))
+
+def _of_measure(paths: tuple[str, ...], c: Config) -> list[str]:
+    return [path.replace("{measure}", c.selection.measure or "") for path in paths]
+
+
+_WEIGHTS = ("model.dtype", "model.trust_remote_code")
+_IN_EARLIER = ("instruction_embeddings", "answer_grams", "window_grams", "answer_embeddings")
+_IN_SUBSETS = ("scores.jsonl", "top.json", "middle.json", "bottom.json", "dataset_info.json",
+               "README.md")
 
 STAGES = {
     "prepare": Stage(
-        "generation.prepare_pool", keys=tuple(f"pool.{key}" for key in (
-            "encoding", "limit", "schema", "fields", "multi_turn", "duplicates", "decontaminate",
-            "max_rejected", "split", "revision")),
-        inputs=("pool.path",), optional_inputs=("eval.data_dir",),
-        outputs=("pool.jsonl", "rejected.jsonl", "contamination.jsonl"),
+        "generation.prepare_pool",
+        keys=_in("pool", "encoding", "limit", "schema", "fields", "multi_turn", "duplicates",
+                 "decontaminate", "max_rejected", "split", "revision"),
+        reads=lambda c: ["pool.path"],
+        reads_if_present=lambda c: ["eval.data_dir"] if c.pool.decontaminate != "off" else [],
+        writes=lambda c: ["pool.jsonl", "rejected.jsonl",
+                          *["contamination.jsonl"] * c.compares_with_benchmarks()],
+        reports=("rejected.jsonl", "contamination.jsonl"),
+        check=checks.check_pool_path,
     ),
     "sample": Stage(
-        "generation.sample_answers", parallel=True, dear=True,
+        "generation.sample_answers", torchrun=True, expensive=True,
+        gpus=lambda c: c.model.tensor_parallel_size,
+        keys=("seed", "chunk_size", *_WEIGHTS, "generation"),
+        reads=lambda c: ["pool.jsonl", "model"], writes=lambda c: ["answers/"],
+        leftovers=lambda c: ["check_answers/", "earlier/answers/", "earlier/keys/"],
         grows=("pool.jsonl",), follows=("pool.jsonl",),
-        keys=("seed", "chunk_size", "model.dtype", "model.trust_remote_code", "generation"),
-        inputs=("pool.jsonl", "model"), outputs=("answers/",),
-        work=("check_answers/", "earlier/answers/", "earlier/keys/"),
+        check=checks.check_backbone,
     ),
     "embed": Stage(
-        "embedding.embed", parallel=True, dear=True,
+        "embedding.embed", torchrun=True, expensive=True,
+        gpus=lambda c: c.embedding.gpus_per_model,
+        keys=("chunk_size", *_WEIGHTS, "embedding", *_in(
+            "generation", "prompt", "prompt_file", "system_prompt", "max_prompt_tokens",
+            "long_prompts", "control_tokens", "max_model_len", "max_new_tokens", "num_answers")),
+        reads=lambda c: ["pool.jsonl", "answers/", "model"],
+        writes=lambda c: ["instruction_embeddings/", "answer_grams/",
+                          *(f"window_grams/{window}/" for window in c.embedding.windows)],
+        leftovers=lambda c: ["answer_embeddings/", *(f"earlier/{name}/" for name in _IN_EARLIER)],
         grows=("pool.jsonl", "answers/"), follows=("pool.jsonl",),
-        keys=("chunk_size", "model.dtype", "model.trust_remote_code", "embedding",
-              *(f"generation.{key}" for key in (
-                  "prompt", "prompt_file", "system_prompt", "max_prompt_tokens", "long_prompts",
-                  "control_tokens", "max_model_len", "max_new_tokens", "num_answers"))),
-        inputs=("pool.jsonl", "answers/", "model"),
-        outputs=("instruction_embeddings/", "answer_grams/", "window_grams/{window}/"),
-        work=("answer_embeddings/", *(f"earlier/{name}/" for name in (
-            "instruction_embeddings", "answer_grams", "window_grams", "answer_embeddings"))),
+        check=checks.check_backbone, check_pool=lambda c, _: checks.check_layers(c),
+        outlook=outlook.of_vectors,
     ),
     "cluster": Stage(
         "embedding.cluster", keys=("seed", "clustering"),
-        inputs=("pool.jsonl", "instruction_embeddings/"), outputs=("bins.npy",),
+        reads=lambda c: ["pool.jsonl", "instruction_embeddings/"], writes=lambda c: ["bins.npy"],
+        check_pool=checks.check_bins, outlook=outlook.of_bins,
     ),
-    "measure": Stage(  # of a selection's method, which adds keys and inputs (adg.methods)
-        "adg.measure", parallel=True, dear=True, grows=("pool.jsonl",),
-        keys=("chunk_size", "selection.method", "generation.control_tokens"), instance="{measure}",
-        inputs=("pool.jsonl",), outputs=("measures/{measure}/",),
-        work=("measure_parts/{measure}/",),
+    "measure": Stage(
+        "adg.measure", torchrun=True, expensive=True, speed_by_name=True,
+        gpus=lambda c: c.embedding.gpus_per_model,
+        name=lambda c: c.selection.measure or "",
+        keys=("chunk_size", "selection.method", "generation.control_tokens"),
+        method_keys=lambda c: c.selection.facts().measure_keys,
+        reads=lambda c: ["pool.jsonl", *c.selection.facts().measure_inputs],
+        writes=lambda c: [f"measures/{c.selection.measure}/"] * c.selection.facts().measures(),
+        leftovers=lambda c: [f"measure_parts/{c.selection.measure}/"] * bool(c.selection.measure),
+        grows=("pool.jsonl",),
+        check=checks.check_method_models,
     ),
-    "select": Stage(  # as measure
-        "adg.score_and_select", keys=EVERY, instance="{selection}",
-        inputs=("pool.jsonl",), outputs=_SUBSETS,
+    "select": Stage(
+        "adg.score_and_select", name=lambda c: c.selection.name,
+        keys=("seed", "selection.method", "selection.budget"),
+        method_keys=lambda c: c.selection.facts().keys,
+        reads=lambda c: ["pool.jsonl", *_of_measure(c.selection.facts().inputs, c)],
+        reads_if_present=lambda c: _of_measure(c.selection.facts().optional_inputs, c),
+        writes=lambda c: [f"subsets/{c.selection.name}/{file}" for file in _IN_SUBSETS],
+        check=checks.check_method_files, check_pool=checks.check_budget, outlook=outlook.of_choice,
     ),
     "finetune": Stage(
-        "train.finetune", parallel=True, dear=True, instance="{train}",
-        keys=("seed", "model.dtype", "model.trust_remote_code", "train",
-              "generation.prompt_file", "generation.system_prompt", "generation.control_tokens"),
-        inputs=("subsets/{selection}/{subset}.json", "train.model", "train.deepspeed"),
-        outputs=("models/{train}/",),
-        work=("train/{train}/",),
+        "train.finetune", torchrun=True, expensive=True, wanted=True, name=lambda c: c.train.name,
+        keys=("seed", *_WEIGHTS, "train", *_in("generation", "prompt_file", "system_prompt",
+                                               "control_tokens")),
+        reads=lambda c: ["train.subset" if c.train.subset_file() else
+                         f"subsets/{c.selection.name}/{c.train.subset}.json",
+                         "train.model", "train.deepspeed"],
+        writes=lambda c: [f"models/{c.train.name}/"],
+        leftovers=lambda c: [f"train/{c.train.name}/"],
+        check=checks.check_training, outlook=outlook.of_training,
     ),
     "evaluate": Stage(
-        "eval.run_benchmarks", parallel=True, dear=True, instance="{eval}",
-        keys=("model.dtype", "model.trust_remote_code", "eval.backend", "eval.limit",
-              "eval.max_new_tokens"),
-        inputs=("models/{eval}/",), optional_inputs=("eval.data_dir",),
-        outputs=("eval/{eval}/{benchmark}.json", "eval/{eval}/scores.json"), work=("eval/{eval}/",),
+        "eval.run_benchmarks", torchrun=True, expensive=True, wanted=True,
+        gpus=lambda c: c.model.tensor_parallel_size if c.eval.backend == "vllm" else 1,
+        name=lambda c: c.eval.name,
+        keys=(*_WEIGHTS, "eval.backend", "eval.limit", "eval.max_new_tokens"),
+        reads=lambda c: ["model" if c.eval.name == "base" else f"models/{c.eval.name}/"],
+        reads_if_present=lambda c: ["eval.data_dir"],
+        writes=lambda c: [f"eval/{c.eval.name}/{file}.json"
+                          for file in (*c.eval.benchmarks, "scores")],
+        leftovers=lambda c: [f"eval/{c.eval.name}/"],
+        check=checks.check_benchmarks, outlook=lambda c, _: [", ".join(c.eval.benchmarks)],
     ),
     "tables": Stage(
-        "eval.tables", keys=(), inputs=("eval/*/scores.json",), outputs=("tables.md",),
+        "eval.tables", keys=(), wanted=True,
+        reads=lambda c: ["eval/*/scores.json"], writes=lambda c: ["tables.md"],
+        arguments=lambda c, words: [c.output_dir,
+                                    "--dry-run" if "--dry-run" in words else "--quiet"],
     ),
 }
 
 
-def fill_in(template: str, config: Config) -> str:
-    """A path template with the configuration's names."""
-    return template.format(selection=config.selection.name, train=config.train.name,
-                           eval=config.eval.name, subset=config.train.subset,
-                           measure=config.selection.measure or "",
-                           benchmark="{benchmark}", window="{window}")
-
-
 def label_of(name: str, config: Config) -> str:
-    """A stage with the name that its outputs in one run folder differ by: "finetune adg-top"."""
-    return f"{name} {fill_in(STAGES[name].instance, config)}".strip()
+    """A stage with the name of its result: "finetune adg-top"."""
+    return f"{name} {STAGES[name].name(config)}".strip()
 
 
 def inputs_of(name: str, config: Config) -> tuple[list[str], list[str]]:
-    """(required, optional) inputs of a stage, their names filled in."""
-    stage, facts = STAGES[name], config.selection.facts()
-    added, optional = {"select": (facts.inputs, facts.optional_inputs),
-                       "measure": (facts.measure_inputs, ())}.get(name, ((), ()))
-    if name == "prepare" and config.pool.decontaminate == "off":
-        return list(stage.inputs), []
-    required = [fill_in(template, config) for template in (*stage.inputs, *added)]
-    if name == "evaluate" and config.eval.name == "base":
-        required = ["model"]
-    if name == "finetune" and config.train.subset_file() is not None:
-        required[0] = "train.subset"
-    return required, [fill_in(template, config)
-                      for template in (*stage.optional_inputs, *optional)]
+    """What a stage reads: (what it needs, what it takes where that is present)."""
+    return STAGES[name].reads(config), STAGES[name].reads_if_present(config)
+
+
+def outputs_of(name: str, config: Config) -> list[str]:
+    """What a stage writes."""
+    return STAGES[name].writes(config)
 
 
 def needed_stages(config: Config) -> list[str]:
     """The stages that lead to this configuration's table, in order."""
-    needed = {"finetune", "evaluate", "tables"}
+    needed = {name for name, stage in STAGES.items() if stage.wanted}
     for name in reversed(STAGES):
         if name in needed:
-            needed |= {producer_of(artefact) for artefact in inputs_of(name, config)[0]}
+            needed |= {producer_of(artefact, config) for artefact in STAGES[name].reads(config)}
     return [name for name in STAGES if name in needed]
 
 
-def outputs_of(name: str, config: Config) -> list[str]:
-    """The outputs of a stage, their names filled in."""
-    found = []
-    if name == "measure" and not config.selection.facts().measures():
-        return found
-    for template in STAGES[name].outputs:
-        path = fill_in(template, config)
-        many = {"{benchmark}": config.eval.benchmarks, "{window}": config.embedding.windows}
-        names = next((own for place, own in many.items() if place in path), [""])
-        found += [path.format(benchmark=own, window=own) for own in names]
-    if name == "prepare" and not config.compares_with_benchmarks():
-        found.remove("contamination.jsonl")
-    return found
+def producer_of(artefact: str, config: Config) -> str | None:
+    """The stage that writes an artefact under this configuration; None where none does."""
+    return next((name for name, stage in STAGES.items() if artefact in stage.writes(config)), None)
+
+
+# Of any configuration: every name is a pattern
+_ANY: Any = SimpleNamespace(
+    selection=SimpleNamespace(name="*", measure="*",
+                              facts=lambda: SimpleNamespace(measures=lambda: True)),
+    train=SimpleNamespace(name="*"), eval=SimpleNamespace(name="*", benchmarks=["*"]),
+    embedding=SimpleNamespace(windows=["*"]), compares_with_benchmarks=lambda: True)
+
+
+def maker_of(artefact: str) -> str | None:
+    """The stage that writes an artefact, under whatever configuration; None for a source."""
+    return next((name for name, stage in STAGES.items()
+                 if any(fnmatch(artefact, pattern) for pattern in stage.writes(_ANY))), None)
 
 
 def parameters_of(name: str, config: Config) -> dict[str, object]:
     """{"section.key": value} of the keys that decide a stage's output."""
-    names = {f"{section}.name" for section in ("selection", "train", "eval")}
-    facts = config.selection.facts()
-    keys = (*STAGES[name].keys,
-            *{"select": facts.keys, "measure": facts.measure_keys}.get(name, ()))
+    keys = (*STAGES[name].keys, *STAGES[name].method_keys(config))
     return {key: _with_content(value) if key == "generation.prompt_file"
             else from_root(value) if key in PATH_KEYS and value is not None else value
             for key, value in flatten(config).items()
-            if key not in TUNING_KEYS | names
-            and any(key == own or key.startswith(own + ".") for own in keys)}
+            if key not in TUNING_KEYS | _NAMES
+            and any(key == prefix or key.startswith(prefix + ".") for prefix in keys)}
 
 
 def _with_content(path: str | None) -> str | None:
@@ -177,27 +220,3 @@ def _with_content(path: str | None) -> str | None:
         return None
     text = "\n---\n".join(read_template(Path(path)))
     return f"{Path(path).name} ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
-
-
-def producer_of(artefact: str) -> str | None:
-    """The stage that writes an artefact; None for what comes from outside the run folder."""
-    for name, stage in STAGES.items():
-        if artefact not in OUTSIDE and any(
-                template.split("/")[0] == artefact.split("/")[0] for template in stage.outputs):
-            return name
-    return None
-
-
-def model_of(name: str, config: Config) -> str:
-    """The name or path of the model that `model`, `train.model` or a method's input stands for."""
-    return _value(model_key(name, config), config)
-
-
-def model_key(name: str, config: Config) -> str:
-    """The configuration key that names this model: the backbone's where its own is null."""
-    own = {"train.model": "train.model_name_or_path", **config.selection.facts().models}.get(name)
-    return own if own and _value(own, config) else "model.name_or_path"
-
-
-def _value(key: str, config: Config) -> Any:
-    return reduce(getattr, key.split("."), config)

@@ -16,8 +16,9 @@ import numpy as np
 
 from adg import answer_vectors
 from adg.base import artifacts
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
 from adg.base.errors import InputError
+from adg.base.process import run_script
 from adg.config import load_config
 
 _FAR = 0.1  # of the records: a rank that moved by more than this moved far

@@ -14,13 +14,15 @@ import numpy as np
 
 from adg import geometry
 from adg.base import artifacts
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
 from adg.base.errors import InputError
+from adg.base.process import run_script
 from adg.config import SUBSETS, Config, load_config
 from adg.methods.method import words
-from adg.pipeline.history import read_log, read_records
 from adg.pipeline.identity import Identities
-from adg.pipeline.stages import OUTSIDE, STAGES, label_of, outputs_of
+from adg.pipeline.record import read_log, read_records
+from adg.pipeline.sources import is_outside
+from adg.pipeline.stages import STAGES, label_of, outputs_of
 
 _EXAMPLES = 3  # records shown from each end of the ranking
 _ANSWERS = 2  # answers shown of each
@@ -87,7 +89,7 @@ def out_of_date(run: Path, config: Config) -> dict[str, str]:
         if name not in log:
             continue
         record = records.get(label, {"state": "lost", "inputs": {}})
-        inputs = {path: known for path, known in record["inputs"].items() if path not in OUTSIDE}
+        inputs = {path: known for path, known in record["inputs"].items() if not is_outside(path)}
         if (record["state"] != "finished" or outputs & inputs.keys() or any(
                 (now := identities.artefact(path)) and now["sha256"] != known["sha256"]
                 for path, known in inputs.items())):

@@ -18,13 +18,14 @@ import sys
 from pathlib import Path
 
 from adg import score_and_select
-from adg.base.distributed import run_script, say
+from adg.base.distributed import say
 from adg.base.errors import InputError
+from adg.base.process import run_script
 from adg.config import Config, describe_keys, load_config, unknown_key
-from adg.methods.method import EVERY
-from adg.pipeline import __main__ as pipeline
+from adg.pipeline import processes
 from adg.pipeline.command import Command
-from adg.pipeline.provenance import StageRun
+from adg.pipeline.stages import STAGES
+from adg.pipeline.view import StageView
 
 
 def main() -> None:
@@ -97,7 +98,8 @@ def reads(config: Config, key: str) -> bool:
     facts = config.selection.facts()
     if key in ("selection.budget", "selection.measure"):
         return facts.heeds_budget if key == "selection.budget" else facts.measures()
-    read = (*EVERY, *facts.keys, *facts.measure_keys, *facts.models.values(), *facts.files.values())
+    read = (*STAGES["select"].keys, *facts.keys, *facts.measure_keys, *facts.models.values(),
+            *facts.files.values())
     return any(f"{key}.".startswith(f"{own}.") for own in read)
 
 
@@ -114,9 +116,9 @@ def measure_of(config: Config, combination: tuple[tuple[str, str], ...]) -> list
 def select(config: Config, arguments: list[str]) -> set[str]:
     """The ids of a selection's top, chosen and measured where that is not done."""
     say(f"== {config.selection.name}")
-    if config.selection.facts().measures() and not StageRun("measure", config).is_done():
-        ranks, environment = pipeline.layout()
-        pipeline.run_stage("measure", arguments, config, ranks, environment)
+    if config.selection.facts().measures() and not StageView("measure", config).is_done():
+        ranks, environment = processes.layout()
+        processes.run_stage("measure", arguments, config, ranks, environment)
     score_and_select.select(Command(config, overwrite=False, dry_run=False, show_prompts=0))
     path = Path(config.output_dir) / "subsets" / config.selection.name / "top.json"
     return {record["id"] for record in json.loads(path.read_bytes())}

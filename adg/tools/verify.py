@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adg import answer_vectors
-from adg.base.distributed import run_script
 from adg.base.errors import InputError
 from adg.base.hashes import HashCache
+from adg.base.process import run_script
 from adg.config import Config, load_config
-from adg.methods import outside_inputs
-from adg.pipeline.history import read_log, read_records
-from adg.pipeline.identity import Identities, differ
-from adg.pipeline.stages import OUTSIDE, STAGES
+from adg.pipeline.identity import Identities
+from adg.pipeline.record import read_log, read_records
+from adg.pipeline.sources import is_of_method, is_outside, models
+from adg.pipeline.stages import STAGES
+from adg.pipeline.staleness import differ
 
 _SHARED = ("chunk_size", "model.", "generation.")  # what sample and embed must agree on
 
@@ -59,7 +60,7 @@ def verify(run: Path, records: dict[str, dict], config: Config) -> Iterator[str]
         for name, written in record["outputs"].items():
             yield from _changed(run, identities, name, written, label)
         for name, known in record["inputs"].items():
-            yield from _foreign(label, name, known, records, makers, identities)
+            yield from _foreign(label, name, known, records, makers, identities, config)
     yield from _at_odds(records)
 
 
@@ -84,11 +85,11 @@ def _changed(run: Path, identities: Identities, name: str, written: dict | None,
 
 
 def _foreign(label: str, name: str, known: dict, records: dict[str, dict], makers: dict[str, str],
-             identities: Identities) -> Iterator[str]:
+             identities: Identities, config: Config) -> Iterator[str]:
     """Whether a stage's input is not what is there, or not what its maker wrote."""
-    if name in OUTSIDE:
-        own = name in ("train.model", *outside_inputs())  # each NAME has one of its own
-        if own and name not in identities.models():
+    if is_outside(name):
+        own = name == "train.model" or is_of_method(name)  # each NAME has one of its own
+        if own and name not in models(config):
             return
         try:
             now = identities.outside(name, whole="whole" in known)

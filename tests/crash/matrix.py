@@ -42,10 +42,10 @@ os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE"
 
 from operations import Operation, watch  # noqa: E402
 
-from adg.base import arrays, artifacts, distributed  # noqa: E402
+from adg.base import arrays, artifacts, process  # noqa: E402
 from adg.config import Config, load_config  # noqa: E402
 from adg.pipeline import command  # noqa: E402
-from adg.pipeline.history import read_log, read_records  # noqa: E402
+from adg.pipeline.record import read_log, read_records  # noqa: E402
 from adg.pipeline.stages import STAGES, outputs_of  # noqa: E402
 from adg.tools.verify import verify  # noqa: E402
 
@@ -261,7 +261,7 @@ class Lab:
             command.load_config = lambda *_: self.config_of(name)  # read once for all runs
             if meet is not None:
                 watch(self.run, meet)
-            distributed.run_script(import_module(STAGES[name].module).main)
+            process.run_script(import_module(STAGES[name].module).main)
             status = 0
         except SystemExit as end:
             status = end.code

@@ -15,8 +15,7 @@ from conftest import ROOT
 
 from adg.base.errors import InputError
 from adg.config import load_config
-from adg.pipeline import __main__ as pipeline
-from adg.pipeline import checks
+from adg.pipeline import checks, readiness
 from eval import code_tasks, confinement, harness, programs, run_benchmarks, run_program, supervise
 
 # Programs with the verdicts of the hub's metric code_eval (evaluate 0.4), got by running its
@@ -359,9 +358,9 @@ def test_the_pipeline_asks_for_the_sandbox_before_its_first_stage(config_file, m
     monkeypatch.setattr(checks.subprocess, "run", probe)
     config = load_config(config_file(), ["eval.sandbox=require"])
     with pytest.raises(InputError, match="^no sandbox$"):
-        pipeline.check_ahead(["evaluate"], config)
+        readiness.check_ahead(["evaluate"], config)
     assert asked == [["-m", "eval.programs", "require"]]
-    pipeline.check_ahead(["evaluate"], load_config(config_file(), []))
+    readiness.check_ahead(["evaluate"], load_config(config_file(), []))
     config.eval.benchmarks = ["gsm8k"]
-    pipeline.check_ahead(["evaluate"], config)
+    readiness.check_ahead(["evaluate"], config)
     assert len(asked) == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from adg.base import distributed  # noqa: E402
+from adg.base import process  # noqa: E402
 from train import finetune  # noqa: E402
 
 
@@ -20,4 +20,4 @@ def kill(*_: object) -> None:
 
 if __name__ == "__main__":
     finetune.save_model = kill
-    distributed.run_script(finetune.main)
+    process.run_script(finetune.main)

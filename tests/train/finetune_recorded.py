@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from adg.base import distributed  # noqa: E402
+from adg.base import process  # noqa: E402
 from train import finetune, trainer  # noqa: E402
 
 
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    distributed.run_script(main)
+    process.run_script(main)

@@ -18,7 +18,7 @@ from adg.base import artifacts, distributed, lock
 from adg.base.errors import InputError
 from adg.config import load_config
 from adg.models.folders import load_tokenizer
-from adg.pipeline import provenance
+from adg.pipeline import stage_run
 from train import callbacks, finetune, hours
 from train.callbacks import Checkpoints
 from train.checkpoints import last_whole_checkpoint
@@ -88,7 +88,7 @@ def test_train_stop_and_go_on(config_file, stage, with_subset, tiny_model):
 
 def test_checkpoints_go_once_the_model_is_whole(config_file, with_subset, stage, tiny_model):
     path = config_file()
-    run = provenance.StageRun("finetune", load_config(path, []))
+    run = stage_run.StageRun("finetune", load_config(path, []))
     run.start()
     lock.release(run.folder, run.label)
     checkpoint = with_subset / "train/adg-top/checkpoint-4"

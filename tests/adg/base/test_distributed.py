@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM
 
-from adg.base import distributed
+from adg.base import distributed, process
 from adg.base.errors import InputError
 from adg.config import load_config
 from adg.models import loading
@@ -119,7 +119,7 @@ def test_a_stage_says_in_one_line_that_torch_cannot_use_the_gpu(config_file, sta
     nvidia_smi("GPU 0: NVIDIA H100 80GB HBM3 (...)")
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        distributed.run_script(lambda: stage(sample_answers, path))
+        process.run_script(lambda: stage(sample_answers, path))
     assert ended.value.code == 2
     assert re.fullmatch(r"error: 1 GPU\(s\) are listed .* but torch .* cannot use them: .*\n",
                         capsys.readouterr().err)
@@ -136,7 +136,7 @@ def test_vllm_for_gpus_is_refused_where_there_is_none(monkeypatch):
 def test_a_stage_finds_the_ninja_of_its_environment(tmp_path: Path):
     """torch and DeepSpeed run `ninja`, which a folder of PATH must hold."""
     code = ("from torch.utils.cpp_extension import verify_ninja_availability\n"
-            "from adg.base.distributed import run_script\n"
+            "from adg.base.process import run_script\n"
             "run_script(verify_ninja_availability)")
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, text=True,
                            capture_output=True, env={**os.environ, "PATH": str(tmp_path)})
@@ -145,7 +145,7 @@ def test_a_stage_finds_the_ninja_of_its_environment(tmp_path: Path):
 
 _PARENT = """
 import subprocess, sys
-from adg.base.distributed import end_children_with_this_process
+from adg.base.process import end_children_with_this_process
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"],
                          start_new_session=True)
 end_children_with_this_process()
@@ -170,13 +170,12 @@ def test_ctrl_c_is_one_line_and_status_130(capsys, monkeypatch):
     for rank, said in (("0", "\nstopped; the same command goes on from here\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit) as ended:
-            distributed.run_script(main)
+            process.run_script(main)
         assert ended.value.code == 130 and capsys.readouterr().err == said
 
 
 _MANY_LINES = """
-from adg.base.distributed import run_script
-from adg.models.loading import LocalModel
+from adg.base.process import run_script
 def main():
     {before}
     for number in range(100_000):

@@ -17,7 +17,7 @@ from conftest import ROOT, tree
 from adg.base import lock
 from adg.base.errors import InputError
 from adg.config import load_config
-from adg.pipeline.provenance import StageRun, begin
+from adg.pipeline.stage_run import StageRun, begin
 from generation import prepare_pool
 
 _AT_WORK = """
@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 from adg.base import lock
 from adg.config import load_config
-from adg.pipeline.provenance import StageRun
+from adg.pipeline.stage_run import StageRun
 def refuse(*arguments):
     raise OSError(38, "Function not implemented")
 if sys.argv[3:]:
@@ -45,7 +45,8 @@ def at_work(name: str, config: Path, *without_locks: str) -> subprocess.Popen:
     """A process that has started a stage and does not end."""
     process = subprocess.Popen([sys.executable, "-c", _AT_WORK, name, config, *without_locks],
                                cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert "at work\n" in (process.stdout.readline(), without_locks and process.stdout.readline())
+    while (line := process.stdout.readline()) != "at work\n":
+        assert line
     return process
 
 

@@ -76,7 +76,7 @@ def test_a_rank_without_a_sign_of_life_ends_the_wait_for_it(waiting, capsys):
     assert len(slept) == 7  # of 100 s each
     said = capsys.readouterr()
     assert said.out == "waiting for rank 1 on node7\n"
-    assert said.err == ("\nerror (rank 0): rank 1 on node7 has given no sign of life for 600 s: it "
+    assert said.err == ("\nerror (rank 0): rank 1 on node7 has shown no sign of life for 600 s: it "
                         "has ended, or its node is lost. What is written is whole: the same "
                         "command goes on from there.\n")
 

@@ -14,7 +14,7 @@ from adg.models.vllm_options import engine_options
 _STAGE = """
 import logging, os, subprocess, sys
 from pathlib import Path
-from adg.base import distributed, screen
+from adg.base import distributed, process, screen
 from adg.base.errors import InputError
 before = logging.StreamHandler(sys.stdout)
 def main():
@@ -34,7 +34,7 @@ def main():
         print("a late logger")
     subprocess.run(["sh", "-c", "echo child; echo its errors >&2"])
     {end}
-distributed.run_script(main)
+process.run_script(main)
 """
 _OF_ENGINES = ["descriptor 1", "descriptor 2", "a warning", "an early logger", "a late logger",
                "child", "its errors"]

@@ -11,7 +11,8 @@ from conftest import ROOT
 from adg.base.errors import InputError
 from adg.config import describe_keys, load_config
 from adg.methods import METHODS
-from adg.pipeline.stages import inputs_of, model_of, needed_stages, parameters_of
+from adg.pipeline.sources import model_of
+from adg.pipeline.stages import inputs_of, needed_stages, parameters_of
 
 MEASURED = [name for name, method in METHODS.items() if method.measure]
 

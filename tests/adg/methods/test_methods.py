@@ -15,7 +15,7 @@ from adg.config import load_config
 from adg.geometry import SCORES, anisotropy, centred_grams, dispersion, divergence_score
 from adg.methods import divergence
 from adg.pipeline.command import Command
-from adg.pipeline.history import read_records
+from adg.pipeline.record import read_records
 from adg.pipeline.stages import needed_stages
 from adg.selection import select_paper
 from adg.tools import summary

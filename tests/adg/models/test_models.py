@@ -15,7 +15,7 @@ from adg.config import load_config
 from adg.models import folders
 from adg.models.folders import identity, local_folder, source_of
 from adg.pipeline.__main__ import check_ahead
-from adg.pipeline.identity import differ
+from adg.pipeline.staleness import differ
 from embedding import embed
 from generation import prepare_pool, sample_answers
 

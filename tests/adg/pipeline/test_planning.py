@@ -9,10 +9,9 @@ import pytest
 from conftest import RECORDS, tree
 
 from adg import score_and_select
-from adg.base import artifacts
+from adg.base import artifacts, units
 from adg.config import load_config
-from adg.pipeline import __main__ as pipeline
-from adg.pipeline import planning
+from adg.pipeline import processes
 from embedding import cluster, embed
 from eval import run_benchmarks
 from generation import prepare_pool, sample_answers
@@ -79,12 +78,12 @@ def test_the_time_is_that_of_an_earlier_run_or_of_earlier_chunks(dry, config_fil
     for number, name in enumerate(("00000", "00002")):
         os.utime(tmp_path / f"run/answers/{name}.jsonl", (1000 + 8 * number, 1000 + 8 * number))
     said = dry(sample_answers)["time"]
-    assert said == "about 0.1 min for 4 records at 0.50 records/s (from 2 chunks that are there)"
+    assert said == "about 0.1 min for 4 records at 0.50 records/s (from 2 chunks already written)"
 
 
 def test_a_disk_that_is_too_small_is_said(dry, config_file, stage, monkeypatch):
     stage(prepare_pool, config_file())
-    monkeypatch.setattr(planning.shutil, "disk_usage",
+    monkeypatch.setattr(units.shutil, "disk_usage",
                         lambda folder: shutil._ntuple_diskusage(100, 90, 10))
     assert dry(sample_answers)["disk"].endswith("10 bytes free: NOT ENOUGH")
 
@@ -120,10 +119,10 @@ def test_ranks_that_take_several_gpus_are_fewer(config_file, monkeypatch):
     monkeypatch.delenv("NPROC", raising=False)
     config = load_config(config_file(generation={"sampler": "vllm"}), [
         "model.tensor_parallel_size=2", "embedding.gpus_per_model=4", "eval.backend=vllm"])
-    assert {name: pipeline.ranks_for(name, config, 8) for name in (
+    assert {name: processes.ranks_for(name, config, 8) for name in (
         "sample", "embed", "finetune", "evaluate")} == {
             "sample": 4, "embed": 2, "finetune": 8, "evaluate": 4}
     config.eval.backend = "hf"
-    assert pipeline.ranks_for("evaluate", config, 8) == 8
+    assert processes.ranks_for("evaluate", config, 8) == 8
     monkeypatch.setenv("NPROC", "3")
-    assert pipeline.ranks_for("sample", config, 3) == 3
+    assert processes.ranks_for("sample", config, 3) == 3

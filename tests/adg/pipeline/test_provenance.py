@@ -12,16 +12,17 @@ import pytest
 from conftest import RECORDS
 
 from adg import score_and_select
-from adg.base import arrays, artifacts, distributed, hashes, watchdog
+from adg.base import arrays, artifacts, distributed, hashes, process
 from adg.base.errors import InputError
 from adg.config import Config, load_config
 from adg.geometry import centred_grams, divergence_score
 from adg.methods.divergence import score_grams
 from adg.models import folders
-from adg.pipeline import __main__ as pipeline
-from adg.pipeline import provenance
-from adg.pipeline.provenance import StageRun, begin
+from adg.pipeline import record, stage_run
+from adg.pipeline.readiness import already_done
+from adg.pipeline.stage_run import StageRun, begin
 from adg.pipeline.stages import parameters_of
+from adg.pipeline.staleness import changes_since
 from embedding import cluster, embed
 from generation import prepare_pool, sample_answers
 
@@ -241,7 +242,7 @@ def test_a_model_is_hashed_once_and_by_rank_0_alone(config_file, pool_folder, ch
     read, sha256 = [], hashes._sha256
     monkeypatch.setattr(hashes, "_sha256", lambda path: read.append(path.name) or sha256(path))
     config = load_config(config_file(), [f"model.name_or_path={changeable}"])
-    assert not pipeline.already_done("sample", config) and "model.safetensors" not in read
+    assert not already_done("sample", config) and "model.safetensors" not in read
     sampled_with(changeable, config_file, pool_folder)
     assert read.count("model.safetensors") == 1
     os.utime(changeable / "model.safetensors", ns=(1, 1))  # the same model
@@ -250,7 +251,7 @@ def test_a_model_is_hashed_once_and_by_rank_0_alone(config_file, pool_folder, ch
     assert begin("sample", config) is None and read.count("model.safetensors") == 2
     monkeypatch.setenv("RANK", "0")
     for _ in range(2):
-        assert pipeline.already_done("sample", config)
+        assert already_done("sample", config)
         assert begin("embed", config) is not None
     assert read.count("model.safetensors") == 3
 
@@ -312,7 +313,7 @@ def test_bins_of_a_pool_stay_where_their_number_is_left_open(config_file, stage,
     stage(cluster, config_file())
     path = config_file(clustering={"num_bins": None})
     stage(cluster, path)
-    assert ("clustering.num_bins is left open: the 3 that there are stay; 1 with --overwrite or "
+    assert ("clustering.num_bins is left open: the 3 bins of before stay; 1 with --overwrite or "
             "clustering.num_bins=1\n") in capsys.readouterr().out
     stage(score_and_select, path)
     assert "each of 3 semantic bins gives" in (run_folder / "subsets/adg/README.md").read_text()
@@ -454,7 +455,7 @@ def test_a_source_that_is_gone_is_forgiven_and_another_that_is_not_there_is_not(
     (tmp_path / "pool.jsonl").unlink(missing_ok=True)
     stage(prepare_pool, path)
     assert "done before" in capsys.readouterr().out
-    with pytest.raises(InputError, match="pool.path: .*other.jsonl is not there"):
+    with pytest.raises(InputError, match="pool.path: .*other.jsonl not found"):
         stage(prepare_pool, path, f"pool.path={tmp_path}/other.jsonl")
 
 
@@ -467,9 +468,9 @@ def test_what_is_not_asked_for_any_more_is_absent_and_not_missing(config_file, p
                                                                   name, given, override):
     artifacts.write_json(pool_folder / "subsets/adg/top.json", [])
     run = StageRun(name, load_config(config_file(), [override]))
-    changes = run._changes({"state": "finished", "parameters": {},
-                            "inputs": {given: {"name": "mine.json", "sha256": "a"}}})
-    assert f"{given} was mine.json a and is absent" in changes
+    earlier = {"state": "finished", "parameters": {},
+               "inputs": {given: {"name": "mine.json", "sha256": "a"}}}
+    assert f"{given} was mine.json a and is absent" in changes_since(earlier, run.present(earlier))
 
 
 def config_with_answers(config: Config, folder: Path) -> Config:
@@ -491,7 +492,7 @@ def test_the_log_stays_locked_until_the_record_is_written(config_file, stage, ru
         seen.append("BlockingIOError" in result.stderr)
         return {}
 
-    monkeypatch.setattr(provenance, "_versions", attempt)
+    monkeypatch.setattr(record, "versions", attempt)
     stage(score_and_select, config_file())
     assert seen == [True]
 
@@ -542,13 +543,13 @@ def test_a_rank_that_waits_is_not_watched_and_the_one_that_finishes_is(config_fi
     run = started("sample", load_config(config_file(), []))
     watched = []
     monkeypatch.setattr(distributed, "barrier", lambda name, value: (
-        watched.append(not watchdog._watch.is_set()), [value])[1])
-    assert not watchdog._watch.is_set()
+        watched.append(process._limit > 0), [value])[1])
+    assert process._limit > 0
     assert run.done_by_all(list, records=0)
-    assert watched == [False] and not watchdog._watch.is_set()
+    assert watched == [False] and process._limit > 0
     monkeypatch.setenv("RANK", "1")
     assert not run.done_by_all(list, records=0)
-    assert watched == [False, False] and watchdog._watch.is_set()
+    assert watched == [False, False] and process._limit == 0
 
 
 def test_what_rank_0_does_not_see_is_no_end(config_file, pool_folder, monkeypatch):
@@ -558,14 +559,14 @@ def test_what_rank_0_does_not_see_is_no_end(config_file, pool_folder, monkeypatc
         run.done_by_all(lambda: [1, 3], records=0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     looks = iter([[1, 3], [3], []])  # as a network file system shows what another node wrote
-    monkeypatch.setattr(provenance.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(stage_run.time, "sleep", lambda seconds: None)
     assert run.done_by_all(lambda: next(looks), records=0)
-    watchdog.stop()
+    process.unwatch()
 
 
 def test_ranks_of_unlike_configurations_are_refused(config_file, stage, pool_folder, monkeypatch):
     record = started("sample", load_config(config_file(), [])).record()
-    watchdog.stop()
+    process.unwatch()
     monkeypatch.setattr(distributed, "agreed", lambda name, make: record)
     monkeypatch.setenv("RANK", "1")
     run = StageRun("sample", load_config(config_file(), ["generation.temperature=0.5"]))

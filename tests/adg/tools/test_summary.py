@@ -14,7 +14,7 @@ from adg.base.errors import InputError, printable
 from adg.config import load_config
 from adg.geometry import centred_grams
 from adg.pipeline import __main__ as pipeline
-from adg.pipeline.provenance import StageRun
+from adg.pipeline.stage_run import StageRun
 from adg.tools import compare_runs, summary
 from generation import prepare_pool, sample_answers
 

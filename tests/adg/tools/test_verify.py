@@ -9,11 +9,11 @@ import pytest
 from conftest import command
 
 from adg import score_and_select
-from adg.base import artifacts, watchdog
+from adg.base import artifacts, process
 from adg.config import load_config
 from adg.models import folders
-from adg.pipeline.history import read_records
-from adg.pipeline.provenance import StageRun
+from adg.pipeline.record import read_records
+from adg.pipeline.stage_run import StageRun
 from adg.tools.verify import verify
 from embedding import cluster, embed
 from generation import prepare_pool, sample_answers
@@ -128,7 +128,7 @@ def test_a_model_changed_in_place_is_named_whatever_the_cache_says(
     run = StageRun(stage_name, load_config(config_file(), arguments))
     run.start()
     run.finish(records=0)
-    watchdog.stop()
+    process.unwatch()
     weights = model / "model.safetensors"
     with weights.open("r+b") as file:
         file.seek(weights.stat().st_size // 2)

@@ -27,7 +27,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from adg.base import distributed
+from adg.base import process
 from adg.base.errors import InputError
 from tests.bench.gpu import (
     embedding,
@@ -132,4 +132,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    distributed.run_script(run)
+    process.run_script(run)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adg.base import artifacts, distributed
+from adg.base import artifacts, process
 from adg.config import Config, load_config
-from adg.pipeline.history import read_log
+from adg.pipeline.record import read_log
 from tests.bench.gpu import command
 from tests.bench.gpu.plan import Budget
 from tests.bench.gpu.report import Reading, Report
@@ -108,4 +108,4 @@ def serve(ways: dict[str, Callable[..., Any]]) -> None:
         found = ways[way](load_config(Path(config), overrides), **json.loads(arguments))
         artifacts.write_json(Path(result), found)
 
-    distributed.run_script(main)
+    process.run_script(main)

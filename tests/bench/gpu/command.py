@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from adg.base.distributed import die_with_parent
+from adg.base.process import die_with_parent
 
 _ERROR = re.compile(r"(?:^|\s)(error(?: \(rank \d+\))?: .*|[\w.]*(?:Error|Exception)(?:: .*|$))")
 _LONGEST = 300  # characters of an error in a table

@@ -3,7 +3,7 @@
     torchrun ... -m tests.bench.gpu.recorded_finetune CONFIG [section.key=value ...]
 """
 
-from adg.base import distributed
+from adg.base import distributed, process
 from train import finetune
 
 MARK = "peak memory in bytes:"
@@ -18,4 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    distributed.run_script(main)
+    process.run_script(main)

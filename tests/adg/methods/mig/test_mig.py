@@ -22,7 +22,7 @@ from adg.methods.mig.gain import (
     slope_of_power,
 )
 from adg.pipeline.__main__ import check_ahead
-from adg.pipeline.provenance import StageRun
+from adg.pipeline.stage_run import StageRun
 
 
 def dense_propagation(vectors: np.ndarray, threshold: float, weight: float) -> np.ndarray:

@@ -1,0 +1,51 @@
+"""What the pipeline asks before a stage: may it run, and is there anything to do?"""
+
+from pathlib import Path
+
+from adg.config import Config
+from adg.pipeline.sources import is_outside
+from adg.pipeline.stage_run import StageRun
+from adg.pipeline.stages import STAGES, inputs_of
+from adg.pipeline.staleness import Kind
+from adg.pipeline.view import allowed
+from adg.records import Pool
+
+
+def check_ahead(stages: list[str], config: Config) -> None:
+    """InputError for what a late stage would refuse, before hours of work in an early one."""
+    for name in stages:
+        STAGES[name].check(config)
+
+
+def check_before(name: str, stages: list[str], config: Config) -> None:
+    """InputError for what a stage after an expensive one would refuse of the pool or the model."""
+    later = [check for other in stages[stages.index(name) + 1:]
+             if (check := STAGES[other].check_pool)]
+    if STAGES[name].expensive and later:
+        num_records = len(Pool(Path(config.output_dir)))
+        for check in later:
+            check(config, num_records)
+
+
+def already_done(name: str, config: Config, *, dry_run: bool = False) -> bool:
+    """Whether a stage is done, which is printed; InputError where it must not run.
+
+    What has been hashed to see that is kept for the next command, unless this is a `dry_run`.
+    """
+    run = StageRun(name, config)
+    verdict = run.judge()
+    if not dry_run:
+        run.keep_hashes()
+    if allowed(verdict).kind is not Kind.DONE:
+        run.check_inputs()
+        return False
+    for note in (*run.notes, *verdict.notes):
+        print(f"[{run.label}] note: {note}")
+    print(f"[{run.label}] done before")
+    return True
+
+
+def inner_inputs(stages: list[str], config: Config) -> list[str]:
+    """What the stages read in the run folder."""
+    names = (name for stage in stages for group in inputs_of(stage, config) for name in group)
+    return [name for name in dict.fromkeys(names) if not is_outside(name)]

