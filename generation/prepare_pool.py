@@ -72,7 +72,7 @@ class Outcome(NamedTuple):
 
 
 def plan(run: stage_run.StageRun) -> None:
-    """Say what there is to do: the pool is read, and nothing is written."""
+    """Report what would become of the pool, which is read for that."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         outcome = sort_out(run.config, nowhere, nowhere)
     planning.show(run, {"schema": outcome.schema,

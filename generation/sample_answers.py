@@ -161,7 +161,7 @@ class SampleStage:
         return lacking
 
     def plan(self) -> None:
-        """Say what there is to do, with nothing written."""
+        """Report how many records lack answers, and what these may take."""
         run, rows = self.run, self.chunks.rows
         moved = set(self.unfit() if run.follows else ())
         before = earlier.Earlier(run.folder, sorted(moved))
