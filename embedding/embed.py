@@ -27,8 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adg import answer_vectors
-from adg.base import arrays, artifacts, distributed
-from adg.base.process import run_script
+from adg.base import arrays, artifacts, distributed, process
 from adg.models import folders
 from adg.models.layers import windows_of
 from adg.models.loading import LocalModel
@@ -247,4 +246,4 @@ def one_ahead(prepare: Callable[[int], Work], chunks: Iterable[int]) -> Iterator
 
 
 if __name__ == "__main__":
-    run_script(main)
+    process.run_script(main)

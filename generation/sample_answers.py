@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 
 from adg import answer_vectors
-from adg.base import artifacts, distributed
+from adg.base import artifacts, distributed, process
 from adg.base.errors import InputError
-from adg.base.process import run_script
 from adg.config import Config
 from adg.models import folders
 from adg.models.loading import LocalModel
@@ -245,4 +244,4 @@ def show_prompts(number: int, config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    process.run_script(main)

@@ -7,7 +7,6 @@ dispersion, anisotropy and score, how many records moved far, and those that mov
     python -m adg.tools.compare_runs runs/demo/subsets/adg runs/demo/subsets/only-d
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from adg.base import artifacts
 from adg.base.distributed import say
 from adg.base.errors import InputError
 from adg.base.process import run_script
-from adg.config import load_config
+from adg.tools.run_folder import new_parser, open_run
 
 _FAR = 0.1  # of the records: a rank that moved by more than this moved far
 _LISTED = 10  # records that moved most
@@ -36,8 +35,7 @@ class Selection(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     for name in ("A", "B"):
         parser.add_argument(name, type=Path, help="a run folder, or a folder subsets/NAME of one")
     arguments = parser.parse_args()
@@ -53,7 +51,7 @@ def read_selection(path: Path) -> Selection:
         if not (path / "config.yaml").is_file():
             raise InputError(f"{path}: neither a run folder with a config.yaml, nor a folder "
                              f"subsets/NAME with a scores.jsonl")
-        folder = path / "subsets" / load_config(path / "config.yaml", []).selection.name
+        folder = path / "subsets" / open_run(path).selection.name
         if not folder.is_dir():
             there = sorted(own.name for own in (path / "subsets").glob("*"))
             raise InputError(f"{path}/config.yaml, the last configuration that worked here, names "

@@ -4,7 +4,6 @@ Reads only what the stages left in the run folder. A part whose stage has not ru
 one that was made from other inputs than are there now.
 """
 
-import argparse
 import json
 import textwrap
 from collections import Counter
@@ -15,14 +14,14 @@ import numpy as np
 from adg import geometry
 from adg.base import artifacts
 from adg.base.distributed import say
-from adg.base.errors import InputError
 from adg.base.process import run_script
-from adg.config import SUBSETS, Config, load_config
+from adg.config import SUBSETS, Config
 from adg.methods.method import words
 from adg.pipeline.identity import Identities
 from adg.pipeline.record import read_log, read_records
 from adg.pipeline.sources import is_outside
 from adg.pipeline.stages import STAGES, label_of, outputs_of
+from adg.tools.run_folder import run_from_command_line
 
 _EXAMPLES = 3  # records shown from each end of the ranking
 _ANSWERS = 2  # answers shown of each
@@ -31,14 +30,7 @@ _WIDTH = 100
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run folder")
-    run = parser.parse_args().run
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run}/ holds no config.yaml: not a run folder")
-    config = load_config(run / "config.yaml", [])
-    config.output_dir = str(run)
+    run, config = run_from_command_line(__doc__)
     say("\n".join(summarise(run, config)))
 
 

@@ -26,14 +26,11 @@ from adg.pipeline import processes
 from adg.pipeline.command import Command
 from adg.pipeline.stages import STAGES
 from adg.pipeline.view import StageView
+from adg.tools.run_folder import config_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, as in configs/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value",
-                        help="replaces a value of the file, for all combinations")
+    parser = config_parser(__doc__)
     parser.add_argument("--over", action="append", required=True, metavar="KEY=VALUE,VALUE",
                         help="a key of selection and its values; may be given several times")
     arguments = parser.parse_intermixed_args()

@@ -7,7 +7,6 @@ other settings than the stage before. Ends with status 1 where something does no
     python -m adg.tools.verify runs/demo
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -17,25 +16,21 @@ from adg import answer_vectors
 from adg.base.errors import InputError
 from adg.base.hashes import HashCache
 from adg.base.process import run_script
-from adg.config import Config, load_config
+from adg.config import Config
 from adg.pipeline.identity import Identities
 from adg.pipeline.record import read_log, read_records
 from adg.pipeline.sources import is_of_method, is_outside, models
 from adg.pipeline.stages import STAGES
 from adg.pipeline.staleness import differ
+from adg.tools.run_folder import run_from_command_line
 
 _SHARED = ("chunk_size", "model.", "generation.")  # what sample and embed must agree on
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run folder")
-    run = parser.parse_args().run
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run}/ holds no config.yaml: not a run folder")
+    run, config = run_from_command_line(__doc__)
     records = read_records(run)
-    problems = list(verify(run, records, load_config(run / "config.yaml", [f"output_dir={run}"])))
+    problems = list(verify(run, records, config))
     for problem in problems:
         print(f"does not fit: {problem}")
     for source, chunks in answer_vectors.sources(run).items():
