@@ -91,11 +91,14 @@ def remove(folder: Path, index: int, config: Config) -> None:
 def sources(folder: Path) -> dict[str, str]:
     """{"sampling": "0-3, 5", "forward": "4-5"}: which chunks each source made, in part or whole.
 
-    Empty where all come from the forward pass because nothing else was asked for.
+    Empty where all come from the forward pass because nothing else was asked for, or no record
+    that can be read says so.
     """
-    record = folder / "provenance" / "embed.json"
-    if not record.is_file() or json.loads(record.read_text(encoding="utf-8"))["parameters"].get(
-            "embedding.source") != "sampling":
+    try:
+        record = json.loads((folder / "provenance" / "embed.json").read_text(encoding="utf-8"))
+        if record["parameters"].get("embedding.source") != "sampling":
+            return {}
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return {}
     sampled, forward, kept = (_counted(folder, stage, name) for stage, name in (
         ("sample", BY_SAMPLING), ("embed", BY_FORWARD), ("embed", KEPT)))

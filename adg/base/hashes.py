@@ -1,5 +1,6 @@
 """The SHA-256 of files, so remembered that only new and changed files are read."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -18,7 +19,9 @@ class HashCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, list] = _read_cache(path)
+        self._known: dict[str, list] = {}
+        with contextlib.suppress(FileNotFoundError, ValueError):  # every file is then read
+            self._known = read_cache(path)
         self._changed = False
         self.edited: set[Path] = set()  # what was met with another content than is remembered
 
@@ -70,11 +73,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_cache(path: Path) -> dict[str, list]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) | {}
-    except (FileNotFoundError, ValueError, TypeError):  # without a cache every file is read anew
-        return {}
+def read_cache(path: Path) -> dict[str, list]:
+    """{path: stamp and hash} as saved; ValueError where the file is not such a cache."""
+    known = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(known, dict) or not all(
+            isinstance(stamp, list) and len(stamp) == 4 for stamp in known.values()):
+        raise ValueError("not the hashes of files")
+    return known
 
 
 def sha256_of_first(file: BinaryIO, size: int) -> str:

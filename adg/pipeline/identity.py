@@ -10,6 +10,7 @@ from adg.base.hashes import HashCache, sha256_of_first
 from adg.base.paths import looked_in
 from adg.config import Config
 from adg.models import folders
+from adg.pipeline.record import HASHES
 from adg.pipeline.sources import Source, model_key, path_of, sources
 
 
@@ -37,10 +38,11 @@ def _of_hub(config: Config) -> dict:
 class Identities:
     """The identity of everything that a stage of one run folder reads or writes."""
 
-    def __init__(self, folder: Path, config: Config, *, cached: bool = True) -> None:
-        """`cached`: a file whose size and times have not changed is not read again."""
+    def __init__(self, folder: Path, config: Config | None, *, cached: bool = True) -> None:
+        """`config`: None where nothing outside the run folder is asked for. `cached`: a file whose
+        size and times have not changed is not read again."""
         self.folder, self._config = folder, config
-        self._hashes = HashCache(folder / "provenance" / ("sha256.json" if cached else "none"))
+        self._hashes = HashCache(folder / "provenance" / (HASHES if cached else "none"))
 
     def files(self, name: str) -> list[Path]:
         """The files of a file, folder or pattern in the run folder."""

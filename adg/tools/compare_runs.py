@@ -80,9 +80,10 @@ def read_selection(path: Path) -> Selection:
 def compare(a: Selection, b: Selection) -> dict:
     """Every figure of the comparison, over the records that both have (n of them).
 
-    shared, jaccard and by_chance are of the top subsets; spearman is None where a column does not
+    chosen_a and chosen_b are the sizes of the top subsets, top_a and top_b how many of them are in
+    both pools; shared, jaccard and by_chance are of these; spearman is None where a column does not
     vary; moved_far is a share of the records scored in both; moved_most has (id, rank in A, rank in
-    B), ranks from 1. Raises InputError where no record is common.
+    B), ranks from 1, of those that moved. Raises InputError where no record is common.
     """
     place = {record_id: row for row, record_id in enumerate(b.ids)}
     rows_a = np.array([row for row, record_id in enumerate(a.ids) if record_id in place], dtype=int)
@@ -94,9 +95,10 @@ def compare(a: Selection, b: Selection) -> dict:
     ranks = {name: _ranks(a.columns[name][rows_a], b.columns[name][rows_b]) for name in _COLUMNS}
     scored, rank_a, rank_b = ranks["score"]
     moved = np.abs(rank_a - rank_b)
-    most = np.argsort(-moved, kind="stable")[:_LISTED]
+    most = np.argsort(-moved, kind="stable")[: min(_LISTED, np.count_nonzero(moved))]
     return {
         "common": len(ids), "only_a": len(a.ids) - len(ids), "only_b": len(b.ids) - len(ids),
+        "chosen_a": len(a.top), "chosen_b": len(b.top),
         "top_a": len(top_a), "top_b": len(top_b), "shared": len(top_a & top_b),
         "jaccard": len(top_a & top_b) / max(1, len(top_a | top_b)),
         "by_chance": len(top_a) * len(top_b) / len(ids), "scored": len(scored),
@@ -122,17 +124,27 @@ def describe(a: Selection, b: Selection, figures: dict) -> list[str]:
         *(f"{name}: {own.folder}{_source_of(own)}" for name, own in (("A", a), ("B", b))),
         f"records: {figures['common']} in both, {figures['only_a']} only in A, "
         f"{figures['only_b']} only in B",
-        f"top: {figures['top_a']} of A and {figures['top_b']} of B share {figures['shared']} "
-        f"(Jaccard {figures['jaccard']:.3f}); chance would give {figures['by_chance']:.1f}",
-        f"Spearman correlation over {figures['scored']} records scored in both: {spearman}",
+        f"top: {_chosen('a', figures)}, {_chosen('b', figures)}; {figures['shared']} are chosen by "
+        f"both (Jaccard {figures['jaccard']:.3f}); chance would give {figures['by_chance']:.1f}",
+        f"Spearman correlation over {figures['scored']} records scored in both: {spearman}"
+        if figures["scored"] else "no record is scored in both",
     ]
     if figures["moved_far"] is not None:
-        lines += [f"rank by score moved by more than a tenth of the records: "
-                  f"{figures['moved_far']:.0%}", "moved most (rank in A, in B):"]
+        lines.append(f"rank by score moved by more than a tenth of the records: "
+                     f"{figures['moved_far']:.0%}")
+    if figures["moved_most"]:
+        lines.append("moved most (rank in A, in B):")
         texts = _instructions(a, {record_id for record_id, *_ in figures["moved_most"]})
         lines += [f"{rank_a:9.0f}{rank_b:9.0f}  {record_id}: {texts.get(record_id, '')}"
                   for record_id, rank_a, rank_b in figures["moved_most"]]
     return lines
+
+
+def _chosen(name: str, figures: dict) -> str:
+    """How many records a selection chose, and how many of them are in both pools."""
+    chosen, common = figures[f"chosen_{name}"], figures[f"top_{name}"]
+    return f"{name.upper()} chose {chosen}" + (
+        "" if chosen == common else f", of which {common} are in both pools")
 
 
 def _source_of(selection: Selection) -> str:

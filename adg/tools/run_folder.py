@@ -25,14 +25,6 @@ def config_parser(about: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_from_command_line(about: str) -> tuple[Path, Config]:
-    """The run folder that the command names, with its configuration."""
-    parser = new_parser(about)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run folder")
-    run = parser.parse_args().run
-    return run, open_run(run)
-
-
 def open_run(run: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration that last ran in a folder, whatever the folder was called then."""
     if not (run / "config.yaml").is_file():

@@ -7,7 +7,7 @@ from conftest import command
 from adg.base import artifacts
 from adg.base.errors import InputError
 from adg.tools import compare_runs
-from adg.tools.compare_runs import compare, read_selection
+from adg.tools.compare_runs import compare, describe, read_selection
 
 
 def write(folder: Path, scores: dict[str, float | None], top: list[str]) -> Path:
@@ -40,8 +40,22 @@ def test_a_run_against_itself_from_the_command(tmp_path: Path):
         f"output_dir: {tmp_path}/run\nmodel: {{name_or_path: m}}\npool: {{path: p}}\n")
     result = command("adg.tools.compare_runs", tmp_path / "run", folder)
     assert result.returncode == 0, result.stderr
-    assert "share 1 (Jaccard 1.000); chance would give 0.5" in result.stdout
-    assert "r: Name it." in result.stdout
+    assert ("top: A chose 1, B chose 1; 1 are chosen by both (Jaccard 1.000); chance would give 0.5"
+            ) in result.stdout
+    assert "moved most" not in result.stdout  # as none has
+
+
+def test_a_larger_pool_beside_a_smaller_one(tmp_path: Path):
+    a = read_selection(write(tmp_path / "a", {"r": 0.9, "s": 0.8, "t": 0.7}, ["r", "s"]))
+    b = write(tmp_path / "b", {"r": 0.8, "x": 0.9, "s": 0.9, "t": 0.1}, ["x", "s"])
+    text = "\n".join(describe(a, (own := read_selection(b)), compare(a, own)))
+    assert ("top: A chose 2, B chose 2, of which 1 are in both pools; 1 are chosen by both "
+            "(Jaccard 0.500); chance would give 0.7") in text
+    assert [line.split()[:3] for line in text.partition("in B):\n")[2].splitlines()] == [
+        ["1", "2", "r:"], ["2", "1", "s:"]]  # and t has not moved
+    unscored = write(tmp_path / "c", {"r": None, "s": None, "t": None}, ["r", "s"])
+    text = "\n".join(describe(a, (own := read_selection(unscored)), compare(a, own)))
+    assert "no record is scored in both" in text and "Spearman" not in text and "moved" not in text
 
 
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path):

@@ -1,6 +1,7 @@
 """What the summary shows: what fits together, in characters that a terminal may have."""
 
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,7 +131,10 @@ def test_control_characters_of_records_are_shown_escaped(config_file, stage, tmp
     prompt = capsys.readouterr().out
     assert f"== r0{SHOWN}: " in prompt and f"{SHOWN}\tName\nit." in prompt
     said = ""
-    for module, arguments in ((summary, [run]), (compare_runs, [run, run])):
+    other = shutil.copytree(run / "subsets/adg", run / "subsets/reversed")
+    rows = artifacts.JsonlRows(run / "subsets/adg/scores.jsonl")
+    artifacts.write_jsonl(other / "scores.jsonl", (row | {"score": -row["score"]} for row in rows))
+    for module, arguments in ((summary, [run]), (compare_runs, [run, other])):
         stage(module, *arguments)
         said += capsys.readouterr().out
     assert said.count(f"r0{SHOWN}: ") == 2 and r"two\x1b]0;hacked" in said

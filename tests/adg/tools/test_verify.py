@@ -10,11 +10,12 @@ from conftest import command
 
 from adg import score_and_select
 from adg.base import artifacts, process
+from adg.base.errors import InputError
 from adg.config import load_config
 from adg.models import folders
-from adg.pipeline.record import read_records
 from adg.pipeline.stage_run import StageRun
-from adg.tools.verify import verify
+from adg.tools import verify as verify_module
+from adg.tools.verify import read_evidence, verify
 from embedding import cluster, embed
 from generation import prepare_pool, sample_answers
 
@@ -28,7 +29,8 @@ def run(config_file, stage, tmp_path: Path) -> Path:
 
 
 def problems(run: Path) -> list[str]:
-    return list(verify(run, read_records(run), load_config(run / "config.yaml", [])))
+    evidence = read_evidence(run)
+    return [*evidence.damaged, *verify(run, evidence)]
 
 
 def test_an_untouched_run_fits(run: Path):
@@ -61,8 +63,7 @@ def put_other_grams(run: Path) -> None:
     (lambda run: (run / "answers/00001.jsonl").unlink(),
      "answers/ is not what sample wrote (3 file(s) then, 2 now; 00001.jsonl is missing)"),
     (swap_pool, "pool.jsonl is not what prepare wrote"),
-    (put_other_grams, "answer_grams/ is not what embed wrote (3 file(s) then, 3 now; 00001.npy "
-                      "changed)"),
+    (put_other_grams, "answer_grams/ is not what embed wrote (00001.npy changed)"),
     (lambda run: (run / "bins.npy").unlink(), "bins.npy not found; cluster wrote it"),
 ])
 def test_what_was_touched_is_named(run: Path, change, expected: str):
@@ -71,6 +72,39 @@ def test_what_was_touched_is_named(run: Path, change, expected: str):
     assert len(found) == 1 and expected in found[0]
     result = command("adg.tools.verify", run)
     assert result.returncode == 1 and expected in result.stdout
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), [
+    ("provenance/embed.json", b"[1]", "embed.json: not a provenance record (a JSON list, not an "),
+    ("provenance/embed.json", b"{\"sta", "embed.json: not a provenance record (not valid JSON: "),
+    ("provenance/embed.json", b"{}", "embed.json: not a provenance record: remove it"),
+    ("provenance/embed.json", b"\xff", "embed.json: not a provenance record (not valid JSON: "),
+    ("provenance/sha256.json", b"{\"a\": 1}", "sha256.json: damaged (not the hashes of files)"),
+    ("provenance/sha256.json", b"{", "sha256.json: damaged ("),
+    ("log.jsonl", b"{}\n", "log.jsonl:1: not the line of a stage"),
+    ("log.jsonl", b"{\n", "log.jsonl:1: not valid JSON"),
+    ("config.yaml", b"a: [", "config.yaml: not valid YAML"),
+    ("config.yaml", b"\xff\x00", "config.yaml"),
+    ("config.yaml", b"nonsense: 1", "unknown key nonsense"),
+])
+def test_what_is_damaged_is_one_finding_and_the_rest_is_verified(
+        run: Path, name: str, content: bytes, expected: str, stage, capsys):
+    (run / name).write_bytes(content)
+    found = problems(run)
+    assert len(found) == 1 and expected in found[0]
+    (run / "bins.npy").unlink()
+    with pytest.raises(SystemExit, match="1"):
+        stage(verify_module, run)
+    printed = capsys.readouterr().out
+    assert expected in printed and "bins.npy not found; cluster wrote it" in printed
+    assert ", 2 problem(s)\n" in printed
+
+
+def test_a_record_that_is_no_object_is_named_by_stages(run: Path, config_file, stage):
+    (run / "provenance/embed.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"embed.json: not a provenance record \(a JSON list, not "
+                       r"an object\): remove it, and"):
+        stage(embed, config_file(embedding={"source": "sampling"}))
 
 
 def test_a_lost_chunk_of_both_sources_is_named(run: Path, config_file, stage):
