@@ -40,7 +40,9 @@ def _hf_model(source: LocalModel, config: Config) -> Any:
 def _vllm_model(source: LocalModel, config: Config) -> Any:
     distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
     # The engine in a process of its own: the ranks' process group is in this one.
-    options = engine_options(config, own_process=True)
+    options = engine_options(
+        config.model.dtype, seed=config.seed, trust_remote_code=source.trust_remote_code,
+        gpu_memory_utilization=config.generation.gpu_memory_utilization, own_process=True)
     with _found_as_vllm():
         from lm_eval.models.vllm_causallms import VLLM
     return shared(one_pass(VLLM))(

@@ -12,7 +12,6 @@ from adg.config import NOT_COMPARED_KEYS
 from adg.methods import METHODS
 from adg.pipeline.record import read_records
 from adg.pipeline.sources import is_outside
-from adg.pipeline.stages import maker_of
 from eval.published import Paper
 from eval.rows import Cell, Design, Row
 
@@ -66,24 +65,20 @@ def _cells(result: dict) -> dict[str, Cell]:
 
 def records_behind(records: dict[str, dict], name: str) -> dict[str, dict]:
     """{label: record} of every stage that led to an evaluated model, in the order of the stages: a
-    record names its inputs, and each was made by a stage that left a record too."""
+    record names its inputs, and those that are another's outputs have that one behind them."""
+    makers = {artefact: label for label, record in records.items()
+              for artefact in {**record.get("grew_from", {}), **record.get("outputs", {})}}
     behind: dict[str, dict] = {}
 
-    def add(label: str) -> None:
+    def add(label: str | None) -> None:
         if label in records and label not in behind:
             for artefact in records[label].get("inputs", {}):
-                add(_label_of(artefact, records))
+                add(makers.get(artefact))
             behind[label] = records[label]
 
     add(f"finetune {name}")
     add(f"evaluate {name}")
     return behind
-
-
-def _label_of(artefact: str, records: dict[str, dict]) -> str:
-    """Under what label the stage that wrote subsets/adg/top.json left its record: select adg."""
-    stage = maker_of(artefact) or ""
-    return stage if stage in records else " ".join([stage, *Path(artefact).parts[1:2]])
 
 
 def _record(behind: dict[str, dict], stage: str) -> dict:
@@ -101,11 +96,11 @@ def _model(behind: dict[str, dict], stage: str, source: str) -> str:
 
 
 def design_of(behind: dict[str, dict], name: str, paper: Paper) -> Design:
-    """The cell of an evaluated model, from the records of the stages behind it."""
+    """What an evaluated model tries, from the records of the stages behind it."""
     sources = _record(behind, "finetune").get("inputs")
     if not sources:
         return Design("Base, not fine-tuned" if name == "base" else name,
-                        paper.backbone(_model(behind, "evaluate", "model")))
+                      paper.backbone(_model(behind, "evaluate", "model")))
     backbone = paper.backbone(sources["train.model"]["name"])
     if subset := sources.get("train.subset"):
         return Design(subset["name"], backbone)

@@ -40,7 +40,7 @@ def main() -> None:
     if arguments.paired:
         print_table(paired.compare(*arguments.runs), arguments)
         return
-    runs = arguments.runs
+    runs = list({run.resolve(): run for run in arguments.runs}.values())
     default = as_table(*collect(runs))
     run = None
     with contextlib.redirect_stdout(sys.stderr):  # stdout is the table's
@@ -66,7 +66,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR",
                         help="a run folder; with --paired also RUN_DIR/eval/NAME")
     parser.add_argument("--format", choices=FORMATS, default="markdown",
-                        help="of what is printed; tables.md is Markdown")
+                        help="format of the printed table; tables.md is always Markdown")
     parser.add_argument("--rows", nargs="+", metavar="NAME",
                         help="only these rows, in this order: RUN: NAME, NAME or a method's title")
     parser.add_argument("--benchmarks", nargs="+", type=_column, metavar="NAME",
@@ -78,7 +78,7 @@ def read_arguments() -> argparse.Namespace:
                         help="each row's difference to this one, with its 95%% interval")
     parser.add_argument("--caption", metavar="LATEX", help="latex: instead of the caption that "
                         "says what the numbers are")
-    parser.add_argument("--label", default=None, help="latex: of the table, by default tab:results")
+    parser.add_argument("--label", help="latex: label of the table; default: tab:results")
     parser.add_argument("--paired", action="store_true",
                         help="compare two evaluated models question by question")
     parser.add_argument("--quiet", action="store_true", help="do not print the table")
@@ -89,10 +89,10 @@ def read_arguments() -> argparse.Namespace:
             raise InputError(f"--paired compares two evaluated models; {len(arguments.runs)} given")
         for name in ("rows", "benchmarks", "paper", "against"):
             if getattr(arguments, name) is not None:
-                raise InputError(f"--{name} is of the table of runs: leave it out with --paired")
+                raise InputError(f"--{name} has no meaning with --paired: remove it")
     for name in ("caption", "label"):
         if getattr(arguments, name) is not None and arguments.format != "latex":
-            raise InputError(f"--{name} is of --format latex")
+            raise InputError(f"--{name} needs --format latex")
     return arguments
 
 
@@ -100,7 +100,7 @@ def _column(text: str) -> str:
     """The key of a column, by itself or by its title."""
     names = {alias.lower(): name for name, title in columns().items() for alias in (name, title)}
     if text.lower() not in names:
-        raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(columns())}")
+        raise argparse.ArgumentTypeError(f"unknown column {text}; one of {', '.join(columns())}")
     return names[text.lower()]
 
 

@@ -14,7 +14,7 @@ from adg.base import distributed, process, screen
 from adg.base.errors import InputError
 from adg.config import Config
 from adg.models.loading import LocalModel
-from adg.models.vllm_options import check_version, engine_arguments
+from adg.models.vllm_options import check_version, engine_options
 from generation.samplers import DrawnAnswer, Request, check_states, sampling_windows
 
 _WORKER = "generation.vllm_worker.AnswerWorker"
@@ -28,7 +28,7 @@ class VllmSampler:
 
     def __init__(self, source: LocalModel, config: Config) -> None:
         self._settings, settings = config.generation, config.generation
-        arguments = engine_arguments(
+        arguments = engine_options(
             config.sampling_dtype(), seed=config.seed, own_process=settings.engine_process,
             trust_remote_code=source.trust_remote_code,
             gpu_memory_utilization=settings.gpu_memory_utilization)

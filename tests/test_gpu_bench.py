@@ -128,7 +128,7 @@ def test_the_choice_of_measurements_follows_packages_weights_and_gpus(monkeypatc
     here.clear()
     assert "embed: torch is not installed" in left_out(parts, config)
     assert lacking("generation.no_such_key", config, 0, random=False) == (
-        "generation.no_such_key is no key of this version's configuration")
+        "generation.no_such_key is not a key of this version's configuration")
     assert lacking("generation.top_p", config, 0, random=False) is None
     with pytest.raises(InputError, match="--only sampel: no such part; there are machine, peak"):
         chosen(SIZES["gpu"], ["sampel"])

@@ -153,7 +153,7 @@ def test_further_seeds_have_run_folders_of_their_own(config_file, tmp_path: Path
 def test_help_names_every_key(stage, capsys, module: ModuleType):
     with pytest.raises(SystemExit, match="0"):
         stage(module, "--help")
-    assert "generation.temperature (1.4)" in capsys.readouterr().out
+    assert "generation.temperature (1.4; above 0)" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_help_says_the_stages_and_the_keys_of_one_section(stage, capsys):
         for name, about in (("prepare", "read the instruction pool, check"),
                             ("finetune", "full fine-tuning of the backbone")):
             assert f"\n  {name:10}{about}" in shown
-        assert "\n  generation.temperature (1.4)\n" in shown
+        assert "\n  generation.temperature (1.4; above 0)\n" in shown
     with pytest.raises(SystemExit, match="0"):
         stage(pipeline_module, "x.yaml", "--help", "generation")
     keys = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")

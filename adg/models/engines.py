@@ -11,7 +11,7 @@ import numpy as np
 
 from adg.models.batches import Batcher, budget, padded
 from adg.models.loading import LocalModel
-from adg.models.vllm_options import engine_arguments
+from adg.models.vllm_options import engine_options
 
 
 class Engine(Protocol):
@@ -121,7 +121,7 @@ def start(engine: str, source: LocalModel, dtype: str, *, max_length: int, seed:
     """
     if engine == "transformers":
         return TransformersEngine(source, dtype, tokens_per_batch)
-    options = engine_arguments(dtype, seed=seed, trust_remote_code=source.trust_remote_code,
+    options = engine_options(dtype, seed=seed, trust_remote_code=source.trust_remote_code,
                                gpu_memory_utilization=gpu_memory_utilization, own_process=True)
     import vllm
 

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from adg.base.errors import InputError
-from adg.config import EmbeddingConfig
 
 
-def windows_of(settings: EmbeddingConfig, num_layers: int) -> list[list[int]]:
+class Windows(Protocol):
+    """Which windows of layers are wanted, as section embedding has them."""
+
+    layers: list[int]
+    windows: dict[str, list[int]]  # further ones by name
+
+
+def windows_of(settings: Windows, num_layers: int) -> list[list[int]]:
     """Layers counted from 0, ascending, of embedding.layers and then of each further window.
 
     Raises InputError where the model does not have a layer.

@@ -5,14 +5,11 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adg.base import distributed
 from adg.base.errors import InputError
 from adg.models import folders
-
-if TYPE_CHECKING:
-    from adg.config import Config
 
 _GIB = 2**30
 _ROOM = 0.95  # share of a device's free memory that weights may take
@@ -91,17 +88,6 @@ class LocalModel:
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
-
-
-def check_room(kind: Any, folder: Path, dtype: str, config: "Config") -> None:
-    """As LocalModel.check_room."""
-    LocalModel(folder, config.model.trust_remote_code).check_room(
-        kind, dtype, gpus=config.embedding.gpus_per_model)
-
-
-def load_on_device(kind: Any, folder: Path, dtype: str, config: "Config") -> Any:
-    """As LocalModel.load, on one device."""
-    return LocalModel(folder, config.model.trust_remote_code).load(kind, dtype)
 
 
 def max_positions(described: Any) -> int:

@@ -5,14 +5,13 @@ from typing import Any
 
 from adg.base import distributed, process, screen
 from adg.base.errors import InputError
-from adg.config import Config
 
 _VERSION = "0.32.0"  # of vLLM, for vectors from sampling
 
 
-def engine_arguments(dtype: str, *, seed: int, trust_remote_code: bool,
-                     gpu_memory_utilization: float, own_process: bool) -> dict[str, Any]:
-    """Arguments of a `vllm.LLM`. Sets those of vLLM's switches that are not set, and has an engine
+def engine_options(dtype: str, *, seed: int, trust_remote_code: bool,
+                   gpu_memory_utilization: float, own_process: bool) -> dict[str, Any]:
+    """Options of a `vllm.LLM`. Sets those of vLLM's switches that are not set, and has an engine
     in a process of its own (`own_process`) end with this one: to be called before vLLM is imported,
     and after distributed.claim_gpus.
 
@@ -23,8 +22,7 @@ def engine_arguments(dtype: str, *, seed: int, trust_remote_code: bool,
     on_gpu = distributed.on_gpu()
     if not on_gpu and torch.version.cuda is not None:
         raise InputError("the GPU build of vLLM is installed, but no GPU was found: run this stage "
-                         "on a machine with one, or install the CPU build "
-                         "(bash run.sh setup cpu)")
+                         "on a machine with one, or install the CPU build (bash run.sh setup cpu)")
     logging = ({"VLLM_LOGGING_STREAM": "ext://sys.stderr"} if screen.has_log()
                else {"VLLM_LOGGING_LEVEL": "ERROR"})
     switches = {**logging, "VLLM_NO_USAGE_STATS": "1",
@@ -46,15 +44,6 @@ def engine_arguments(dtype: str, *, seed: int, trust_remote_code: bool,
     if not on_gpu:
         hardware = {"enforce_eager": True}  # compiling costs more than it saves on a CPU
     return {"dtype": dtype, "seed": seed, "trust_remote_code": trust_remote_code, **hardware}
-
-
-def engine_options(config: Config, *, own_process: bool,
-                   dtype: str | None = None) -> dict[str, Any]:
-    """As engine_arguments, by the configuration; `dtype` where it is not model.dtype."""
-    return engine_arguments(
-        dtype or config.model.dtype, seed=config.seed, own_process=own_process,
-        trust_remote_code=config.model.trust_remote_code,
-        gpu_memory_utilization=config.generation.gpu_memory_utilization)
 
 
 def check_version(installed: str) -> None:

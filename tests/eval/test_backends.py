@@ -120,6 +120,6 @@ def test_a_prompt_that_is_too_long_loses_the_same_tokens_in_both_backends(
     stand_in = type("VLLM", (), {"__init__": lambda self, **options: given.update(options)})
     monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms",
                         SimpleNamespace(VLLM=stand_in))
-    monkeypatch.setattr(backends, "engine_options", lambda config, own_process: {})
+    monkeypatch.setattr(backends, "engine_options", lambda dtype, **options: {})
     backends.load_model(folder, config)
     assert given["max_model_len"] == 300 and given["batch_size"] == 1024

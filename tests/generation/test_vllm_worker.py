@@ -10,10 +10,11 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from adg.base.errors import InputError
-from adg.config import load_config
 from adg.models.vllm_options import engine_options
 
 vllm_worker = pytest.importorskip("generation.vllm_worker")
+ENGINE = {"dtype": "float32", "seed": 0, "trust_remote_code": False, "gpu_memory_utilization": 0.9,
+          "own_process": False}
 
 
 def engine(**changes) -> SimpleNamespace:
@@ -33,17 +34,16 @@ def test_another_engine_is_refused_by_name(monkeypatch):
         vllm_worker.check_engine(engine())
 
 
-def test_an_engine_starts_without_compiling_flashinfers_sampler(config_file, monkeypatch):
+def test_an_engine_starts_without_compiling_flashinfers_sampler(monkeypatch):
     from vllm.v1.sample.ops import topk_topp_sampler
 
-    config = load_config(config_file(), [])
     monkeypatch.setattr(topk_topp_sampler.current_platform, "is_cuda", lambda: True)
     with mock.patch.dict(os.environ):
         os.environ.pop("VLLM_USE_FLASHINFER_SAMPLER", None)
-        engine_options(config, own_process=False)
+        engine_options(**ENGINE)
         assert not topk_topp_sampler.flashinfer_sampler_supported()
         os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "1"
-        engine_options(config, own_process=False)
+        engine_options(**ENGINE)
         assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == "1"  # a user's own stays
 
 

@@ -29,6 +29,9 @@ from train import finetune
 MIG = "MIG-3dcbcc22-5b0c-5fd7-9ab5-2ca3a8ccc4c1"
 UUID = "GPU-2d971e69-8147-8221-a055-e26573950f91"
 
+ENGINE = {"dtype": "float32", "seed": 0, "trust_remote_code": False, "gpu_memory_utilization": 0.9,
+          "own_process": False}
+
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
@@ -79,12 +82,12 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_wherever_a_model_is_put(config_
         f"1 GPU(s) are listed (nvidia-smi, CUDA_VISIBLE_DEVICES), but torch {torch.__version__} "
         f"cannot use them: The NVIDIA driver on your system is too old (found version 12020). It "
         f"needs NVIDIA driver 580 or newer")
-    read = AutoModelForCausalLM, tiny_model, "float32", config
+    source, read = loading.LocalModel(tiny_model), (AutoModelForCausalLM, "float32")
     for start in (distributed.device, finetune.prepare_environment,
-                  lambda: loading.check_room(*read), lambda: loading.load_on_device(*read),
-                  lambda: engine_options(config, own_process=True),
-                  lambda: VllmSampler(loading.LocalModel(tiny_model), config),
-                  lambda: TransformersSampler(loading.LocalModel(tiny_model), config)):
+                  lambda: source.check_room(*read), lambda: source.load(*read),
+                  lambda: engine_options(**ENGINE),
+                  lambda: VllmSampler(source, config),
+                  lambda: TransformersSampler(source, config)):
         with pytest.raises(InputError, match=said):
             start()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -122,13 +125,12 @@ def test_a_stage_says_in_one_line_that_torch_cannot_use_the_gpu(config_file, sta
                         capsys.readouterr().err)
 
 
-def test_vllm_for_gpus_is_refused_where_there_is_none(config_file, monkeypatch):
+def test_vllm_for_gpus_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config = load_config(config_file(), [])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    with pytest.raises(InputError, match="in its build for GPUs, and there is no GPU.*setup cpu"):
-        engine_options(config, own_process=False)
+    with pytest.raises(InputError, match="the GPU build of vLLM is installed, but no GPU.*setup"):
+        engine_options(**ENGINE)
 
 
 def test_a_stage_finds_the_ninja_of_its_environment(tmp_path: Path):

@@ -9,7 +9,6 @@ import pytest
 from conftest import ROOT
 
 from adg.base import screen
-from adg.config import load_config
 from adg.models.vllm_options import engine_options
 
 _STAGE = """
@@ -84,12 +83,13 @@ def test_a_main_that_is_called_in_another_process_writes_where_that_does(tmp_pat
 
 
 @pytest.mark.parametrize("has_log", [True, False])
-def test_vllm_says_more_where_that_goes_to_a_file(config_file, monkeypatch, has_log):
+def test_vllm_says_more_where_that_goes_to_a_file(monkeypatch, has_log):
     environment = {name: value for name, value in os.environ.items() if "VLLM" not in name}
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.setattr(screen, "has_log", lambda: has_log)
     monkeypatch.setattr("adg.base.distributed.on_gpu", lambda: True)
-    engine_options(load_config(config_file(), []), own_process=False)
+    engine_options("float32", seed=0, trust_remote_code=False, gpu_memory_utilization=0.9,
+                   own_process=False)
     logging = {name: value for name, value in environment.items() if "VLLM_LOGGING" in name}
     assert logging == ({"VLLM_LOGGING_STREAM": "ext://sys.stderr"} if has_log
                        else {"VLLM_LOGGING_LEVEL": "ERROR"})

@@ -55,7 +55,7 @@ def lacking(need: str, config: Config, gpus: int, *, random: bool) -> str | None
                 else None)
     if "." in need:
         return None if need in {key for key, *_ in describe_keys()} else \
-            f"{need} is no key of this version's configuration"
+            f"{need} is not a key of this version's configuration"
     return None if importlib.util.find_spec(need) else f"{need} is not installed"
 
 
