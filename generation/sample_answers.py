@@ -187,7 +187,8 @@ class SampleStage:
         disk = pool_bytes * num_records // len(self.pool) + at_most * _BYTES_PER_TOKEN
         if self.config.embedding.source == "sampling":
             disk += answer_vectors.num_bytes(num_records, self.source.described.hidden_size,
-                                             self.config)
+                                             self.config.embedding,
+                                             self.config.generation.num_answers)
         return {
             "records": f"{num_records:,} of {len(self.pool):,} to do",
             "prompts": f"{tokens:,} tokens; {fits['cut']:,} cut, {fits['too_long']:,} rejected",
@@ -206,8 +207,9 @@ def write_vectors(folder: Path, draft: Draft, width: int, config: Config,
     after = draft.num_on_disk
     moved = {number: before.vectors(row, config) for number, row in enumerate(draft.kept)
              if number >= after and row is not None}
-    if None in moved.values() or answer_vectors.num_rows(folder, draft.index, config) < after:
-        answer_vectors.remove(folder, draft.index, config)
+    if None in moved.values() or answer_vectors.num_rows(
+            folder, draft.index, config.embedding, config.generation.num_answers) < after:
+        answer_vectors.remove(folder, draft.index, config.embedding)
         return
     shape = (config.generation.num_answers, 1 + len(config.embedding.windows), width)
     drawn = {number: draft.vectors.get(number, np.full(shape, np.nan, np.float32))
@@ -216,7 +218,7 @@ def write_vectors(folder: Path, draft: Draft, width: int, config: Config,
     draft.notes[answer_vectors.BY_SAMPLING] = len(drawn)
     vectors = np.stack([*drawn.values()]) if drawn else np.empty((0, *shape), np.float32)
     empty = np.isnan(vectors).any(axis=(2, 3))                                     # [n, K]
-    answer_vectors.write(folder, draft.index, vectors, empty, config, after=after,
+    answer_vectors.write(folder, draft.index, vectors, empty, config.embedding, after=after,
                          kept={number - after: rows for number, rows in moved.items()})
 
 
