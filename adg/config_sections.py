@@ -3,6 +3,7 @@
 What a key's value may be stands at the key alone; rules over several keys are in adg.config_rules.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ POOL_SCHEMAS = ("alpaca", "dolly", "sharegpt", "wizardlm", "messages", "self_ins
                 "prompt_completion", "prompt_response", "flan")
 SUBSETS = Subsets._fields
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+SANDBOX_CHOICES = ("auto", "require", "off")
 REPORTERS = {  # train.report_to: the packages of which one is needed
     "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",)}
 
@@ -40,7 +42,7 @@ class PoolConfig:
                     path=True)
     encoding: str = key("utf-8", "encoding of text files: a Python codec such as utf-8, cp1252 or "
                         "utf-16, or auto (inferred from the file; an error where that is not "
-                        "certain)")
+                        "certain)", compared=False)
     limit: int | None = key(None, "use only the first so many usable records; null: all", least=1)
     schema: str = key("auto", "the shape of its records; auto: inferred from the first ones",
                       choices=("auto", *POOL_SCHEMAS), compared=False)
@@ -208,6 +210,15 @@ class TrainConfig:
         path = Path(self.subset)
         return path if path.suffix in (".json", ".jsonl") else None
 
+    def num_steps(self, num_records: int) -> int:
+        """Optimiser steps of a fine-tuning on so many records."""
+        return self.epochs * -(-num_records // self.batch_size)
+
+    def num_warmup_steps(self, num_records: int) -> int:
+        """Those of them in which the learning rate rises, from 0 in the first, as the Trainer
+        counts them."""
+        return math.ceil(self.num_steps(num_records) * self.warmup_ratio)
+
 
 @dataclass
 class EvalConfig:
@@ -228,4 +239,4 @@ class EvalConfig:
                                      + ", ".join(code_benchmarks(BENCHMARKS)))
     sandbox: str = key("auto", "where those programs run: auto (in a sandbox where one works here, "
                        "else with a warning), require (in a sandbox, or an error) or off (in none)",
-                       choices=("auto", "require", "off"))
+                       choices=SANDBOX_CHOICES)

@@ -84,7 +84,7 @@ def check_sampled(run: Path, pool: Pool, encoder: Encoder, embedder: Embedder,
 
 def deviations(rows: list[dict], pool: Pool, encoder: Encoder, embedder: Embedder) -> np.ndarray:
     """|v - w| n ** 0.25 of each answer of n > 0 tokens, the largest over its windows."""
-    records = [pool.rows(range(row["row"], row["row"] + 1))[0] for row in rows]
+    records = [pool.row(row["row"])[0] for row in rows]
     answers = [[Answer("", ids) for ids in row["token_ids"]] for row in rows]
     forward = embedder.embed(encoder.answers(records, answers)[0])              # [answers, W, H]
     sampled = np.array([vectors or np.full(forward.shape[1:], np.nan).tolist()

@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def plan(run: stage_run.StageRun, shape: tuple[int, int], folder: Path) -> None:
-    """Say what there is to do with vectors of this shape, copied into a file in `folder`."""
+    """Report what clustering vectors of this shape takes, with their copy in `folder`."""
     num_records, width = shape
     bins, size = 4 * num_records, 4 * num_records * width
     planning.show(run, {

@@ -45,7 +45,7 @@ def main() -> None:
     command = parse_command(__doc__)
     config = command.config
     run = stage_run.begin("embed", config, overwrite=command.overwrite,
-                           dry_run=command.dry_run)
+                          dry_run=command.dry_run)
     if run is None:
         return
     pool = Pool(run.folder)
@@ -161,7 +161,7 @@ class EmbedStage:
                 "vector_sources": answer_vectors.sources(self.run.folder)}
 
     def plan(self) -> None:
-        """Say what there is to do, with nothing written."""
+        """Report which records are to be embedded, in how many tokens."""
         width = self.source.described.hidden_size
         tokens = texts = num_records = cut = 0
         for index in (to_do := self.chunks.to_do()):

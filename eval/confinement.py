@@ -8,8 +8,9 @@ it where it is installed and works, else supervise.py does, by unshare(2).
 Without a sandbox a program has a folder of its own, but the user's rights and the network.
 
 In either case what a program has started is killed when it ends (without a sandbox, unless it kills
-its supervisor first), and while programs run the memory and environment of this process are closed
-to others of its user, unless that is root. How many processes a program starts is not limited.
+or holds its supervisor first), and while programs run the memory and environment of this process
+are closed to others of its user, unless that is root. How many processes a program starts is not
+limited.
 """
 
 import contextlib

@@ -14,16 +14,11 @@ from eval.rows import Cell, Row, as_records, best_cells, by_cell, columns, named
 
 _LABELS = ("", "method", "backbone", "pool", "budget", "")
 _METRICS = {"exact_match": "exact match", "acc": "accuracy", "pass_at_1": "pass@1"}
-_NOTE = (
-    "In percent. In brackets: difference to the published number of the same cell. se: standard "
-    "error of a single run over its questions, and so of its difference, as the paper gives none "
-    "of its own. ± : standard deviation over seeds. – : not given or not run; the paper gives "
-    "groups only.")
 
 
 def collect(runs: list[Path], *, names: list[str] | None = None, paper: bool | None = None
             ) -> tuple[list[Row], list[str]]:
-    """(the rows of the table, ours and then the paper's; what is to be said below it).
+    """(the rows of the table, ours and then the paper's; what is to be said of them below it).
 
     `names`: only these of ours, in this order. `paper`: whether the paper's are wanted; None: those
     of our backbones and pools.
@@ -34,33 +29,21 @@ def collect(runs: list[Path], *, names: list[str] | None = None, paper: bool | N
     if names is not None:
         ours = list({row.names: row for name in names for row in named(ours, name)}.values())
     shown = [] if paper is False else beside(ours, published, some=bool(paper))
-    notes = [_NOTE, *_notes_on(ours)]
+    notes = _on_settings(ours)
     if paper is None and not shown:
         notes.append("None of the paper's rows is of this backbone and pool: --paper shows some.")
     return ours + shown, notes
 
 
-def _notes_on(ours: list[Row]) -> list[str]:
-    """Which numbers compare with nothing, and why."""
-    notes = []
-    if parts := _parts(ours):
-        notes.append(f"* on a part of the benchmark (questions: {parts}): this shows that the "
-                     f"pipeline runs, not how good a model is, and compares with nothing.")
+def _on_settings(ours: list[Row]) -> list[str]:
+    """Which rows compare with nothing of the paper's, and why."""
     by_difference: dict[tuple[str, ...], list[str]] = {}
     for row in ours:
         by_difference.setdefault(row.differs, []).extend(row.names)
-    return notes + [
+    return [
         f"{', '.join(names)}: settings other than those of configs/base/paper.yaml (in brackets), "
         f"so that no difference is shown: {', '.join(differs)}."
         for differs, names in by_difference.items() if differs]
-
-
-def _parts(rows: list[Row], names: list[str] | None = None) -> str:
-    """The benchmarks of which only a part was asked, with how much."""
-    return ", ".join(dict.fromkeys(
-        f"{BENCHMARKS[name].title} {asked} of {BENCHMARKS[name].size}"
-        for row in rows for name, asked in row.asked.items()
-        if asked < BENCHMARKS[name].size and (names is None or name in names)))
 
 
 def columns_of(rows: list[Row], *, with_papers: bool = False) -> list[str]:
@@ -78,6 +61,7 @@ def as_table(rows: list[Row], notes: list[str], *, wanted: list[str] | None = No
     names = wanted or columns_of(rows)
     rows = [row for row in rows if row.source == "ours" or any(name in row.cells for name in names)]
     differences = compare_with(against, rows) if against is not None else {}
+    notes = [*_on_marks(rows, names, differences), *notes]
     best, lines, marks, records = best_cells(rows), [], set(), as_records(rows)
     for place, row in enumerate(rows):
         marks |= {(len(lines), len(_LABELS) + column) for column, name in enumerate(names)
@@ -94,6 +78,45 @@ def as_table(rows: list[Row], notes: list[str], *, wanted: list[str] | None = No
     table = Table([*_LABELS, *(columns()[name] for name in names)], lines, len(names), notes,
                   records, caption_of(rows, names, against), frozenset(marks))
     return _without_empty_labels(table)
+
+
+def _on_marks(rows: list[Row], names: list[str],
+              differences: dict[int, dict[str, Difference]]) -> list[str]:
+    """What the marks mean that stand in the columns of these names."""
+    cells = _cells(rows, names)
+    text, has_delta = "In percent.", any(cell.delta is not None for cell in cells)
+    if has_delta:
+        text += " In brackets: difference to the published number of the same cell."
+    if any(cell.stderr is not None for cell in cells):
+        text += " se: standard error of a single run over its questions" + (
+            ", and so of its difference, as the paper gives none of its own." if has_delta else ".")
+    if any(cell.deviation is not None for cell in cells):
+        text += " ±: standard deviation over seeds."
+    if any(name not in row for name in names
+           for row in (*(row.cells for row in rows), *differences.values())):
+        text += " –: not given or not run" + (
+            "; the paper gives groups only." if any(row.source == "paper" for row in rows) else ".")
+    parts = _parts(rows, names)
+    return [text, *([
+        f"* on a part of the benchmark (questions: {parts}): this shows that the pipeline runs, "
+        f"not how good a model is, and compares with nothing."] if parts else [])]
+
+
+def _cells(rows: list[Row], names: list[str]) -> list[Cell]:
+    """The cells of the rows in the columns of these names."""
+    return [row.cells[name] for row in rows for name in names if name in row.cells]
+
+
+def _parts(rows: list[Row], names: list[str]) -> str:
+    """The benchmarks of which only a part was asked, with how much, behind the columns of these
+    names."""
+    members = groups()
+    members["Average"] = sum(members.values(), [])
+    return ", ".join(dict.fromkeys(
+        f"{benchmark.title} {row.asked[name]} of {benchmark.size}"
+        for row in rows for name, benchmark in BENCHMARKS.items()
+        if row.asked.get(name, benchmark.size) < benchmark.size and any(
+            column in row.cells and name in members.get(column, [column]) for column in names)))
 
 
 def _without_empty_labels(table: Table) -> Table:
@@ -129,24 +152,24 @@ def compare_with(name: str, rows: list[Row]) -> dict[int, dict[str, Difference]]
 def caption_of(rows: list[Row], names: list[str], against: str | None) -> str:
     """A caption in LaTeX: what the numbers are, of how many questions, runs and seeds."""
     ours = [row for row in rows if row.source == "ours"]
-    averaged = sum(groups().values(), []) if "Average" in names else []
-    behind = {name: row for name, row in BENCHMARKS.items()
-              if name in names or row.group in names or name in averaged}
-    metrics = {name: row.metric.split(",")[0] for name, row in behind.items()}
-    parts = [f"{row.title} ({row.shots}-shot, {_METRICS.get(metrics[name], metrics[name])})"
-             for name, row in behind.items()]
-    text = f"Results in percent: {', '.join(parts)}."
-    if averaged:
+    cells = _cells(ours, names)
+    shown = [row for name, row in BENCHMARKS.items() if name in names or row.group in names]
+    metrics = [row.metric.split(",")[0] for row in shown]
+    parts = [f"{row.title} ({row.shots}-shot, {_METRICS.get(metric, metric)})"
+             for row, metric in zip(shown, metrics, strict=True)]
+    text = f"Results in percent: {', '.join(parts)}." if parts else "Results in percent."
+    if "Average" in names:
         text += " Average: mean of the groups' means."
-    if partial := _parts(ours, list(behind)):
+    if partial := _parts(ours, names):
         text += f" *: on a part of the questions ({partial})."
     seeds = sorted({seed for row in ours for seed in row.seeds})
-    if any(len(row.names) == 1 for row in ours):
+    if any(cell.stderr is not None for cell in cells):
         text += " se: standard error over the questions of a single run" + (
             f" (seed {', '.join(map(str, seeds))})." if seeds else ".")
-    if runs := sorted({len(row.names) for row in ours if len(row.names) > 1}):
+    if any(cell.deviation is not None for cell in cells):
+        runs = sorted({len(row.names) for row in ours if len(row.names) > 1})
         text += f" ±: standard deviation over {' or '.join(map(str, runs))} seeds."
-    if any(cell.delta is not None for row in ours for cell in row.cells.values()):
+    if any(cell.delta is not None for cell in cells):
         text += " In brackets: difference to the published number."
     if against is not None:
         text += f" less {against}: difference to it, with its 95% interval."

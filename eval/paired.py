@@ -19,9 +19,11 @@ from eval.scores import group_scores, group_stderrs
 
 _NOTE = (
     "In percent. difference: the first less the second. se: standard error of its mean over the "
-    "questions, each answered by both; of a group and the average, from those of their "
-    "benchmarks, which are independent. p: two-sided, of a paired t-test; of a group and the "
-    "average, by the normal distribution. – : none, where every question differs by the same.")
+    "questions, each answered by both. p: two-sided, of a paired t-test.")
+_ON_GROUPS = (
+    "Of a group and the average, se is from those of their benchmarks, which are independent, and "
+    "p by the normal distribution.")
+_ON_NONE = "–: none, as every question differs by the same."
 
 
 class Difference(NamedTuple):
@@ -39,11 +41,14 @@ def compare(first: Path, second: Path) -> Table:
     folders = [evaluation(path).resolve() for path in (first, second)]
     names = [f"{folder.parents[1].name}: {folder.name}" for folder in folders]
     differences, left_out = by_benchmark(*([folder] for folder in folders))
-    notes = [_NOTE]
+    together = of_groups(differences)
+    notes = [_NOTE, *[_ON_GROUPS] * bool(together)]
+    if any(row.p is None for row in (differences | together).values()):
+        notes.append(_ON_NONE)
     if left_out:
         notes.append(f"Not compared, as only one of the two has it: {', '.join(left_out)}.")
     rows = {BENCHMARKS[name].title if name in BENCHMARKS else name: row
-            for name, row in (differences | of_groups(differences)).items()}
+            for name, row in (differences | together).items()}
     lines = [[title, _asked(title, row), f"{row.first:.2f}", f"{row.second:.2f}",
               f"{row.first - row.second:+.2f}", "–" if row.stderr is None else f"{row.stderr:.2f}",
               _shown(row.p)] for title, row in rows.items()]

@@ -8,7 +8,7 @@ stdout and stderr kept in memory; the same functions taken away (os.getcwd, os.r
 subprocess.Popen ...), so that a program that calls one fails; at the time limit an exception, which
 a program can catch, and a second later a kill. Other than there: 2 GiB of memory and files of 64
 MiB; nothing of the environment, and no arguments in sys.argv; a program that closes all open files
-has not passed; in a sandbox, what the sandbox keeps out.
+or holds its supervisor has not passed; in a sandbox, what the sandbox keeps out.
 
 The word holds against accidents: an exit, a test runner of the program's own, output of any kind.
 It does not hold against malice, and no other sign would: answer and tests share an interpreter, so
@@ -17,6 +17,7 @@ an answer can look for the word in its caller's frame, or return objects that eq
     python -m eval.programs auto|require|off    prints the one that is used: bwrap, unshare or none
 """
 
+import argparse
 import contextlib
 import functools
 import marshal
@@ -25,13 +26,13 @@ import secrets
 import select
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from adg.base.distributed import say
 from adg.base.errors import InputError
 from adg.base.process import beat, run_script
+from adg.config_sections import SANDBOX_CHOICES
 from eval import run_program
 from eval.confinement import (
     NO_SANDBOX,
@@ -45,6 +46,7 @@ from eval.confinement import (
 _SECONDS = 3.0  # for one program, as in code_eval
 _GRACE = 1.0  # seconds until a program that goes on is killed, as there
 _PATIENCE = 60  # seconds to start the interpreter, and to import: not the program's
+_LEAVE = 5.0  # seconds until its supervisor, told to end, counts as held by the program
 _PROGRAMS = 8  # at once at most: what waits for the disk or a core is not to be timed out
 _PROBE = "import hashlib, numpy\nassert numpy.arange(3).sum() == 3"
 
@@ -135,11 +137,12 @@ def passes(program: str, sandbox: str, *, seconds: float | None = None) -> bool:
                 if _next(pipe, _PATIENCE) != run_program.STARTED:
                     process.kill()
                     raise RunnerError(_last_line(process.communicate()[1]))
-                return (_next(pipe, _PATIENCE) == run_program.READY
-                        and _next(pipe, seconds + _GRACE, len(marker) + 1) == marker)
+                passed = (_next(pipe, _PATIENCE) == run_program.READY
+                          and _next(pipe, seconds + _GRACE, len(marker) + 1) == marker)
             finally:
-                _end(process)
+                ended = _end(process)
                 beat()
+            return passed and ended
 
 
 @contextlib.contextmanager
@@ -164,19 +167,28 @@ def _last_line(errors: bytes) -> str:
     return lines[-1] if lines else f"the interpreter did not start within {_PATIENCE} s"
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Have the process kill what the program started, and end; or kill it."""
+def _end(process: subprocess.Popen) -> bool:
+    """Have the process kill what the program started, and end; whether it did so unforced.
+
+    Without a sandbox a program can stop or trace its supervisor, which is then killed.
+    """
     process.terminate()
     try:
-        process.wait(_PATIENCE)
+        process.wait(_LEAVE)
+        return True
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    process.stderr.close()
+        return False
+    finally:
+        process.stderr.close()
 
 
 def main() -> None:
-    print(choose(*sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sandbox", choices=SANDBOX_CHOICES, help="as eval.sandbox")
+    print(choose(parser.parse_args().sandbox))
 
 
 if __name__ == "__main__":

@@ -100,12 +100,13 @@ def named(rows: list[Row], name: str) -> list[Row]:
 
 
 def best_cells(rows: list[Row]) -> set[tuple[int, str]]:
-    """(row, column) of the highest number of each column among several rows of one backbone; a
-    number on a part of a benchmark is compared with its like."""
+    """(row, column) of the highest number of each column among several rows of one backbone, by the
+    digits that are printed; a number on a part of a benchmark is compared with its like."""
     compared: dict[tuple, list[tuple[float, int]]] = defaultdict(list)
     for place, row in enumerate(rows):
         for name, cell in row.cells.items():
-            compared[row.design.backbone, cell.partial, name].append((cell.value, place))
+            compared[row.design.backbone, cell.partial, name].append(
+                (round(cell.value, 2), place))
     return {(place, name) for (*_, name), values in compared.items()
             for value, place in values if value == max(values)[0] > min(values)[0]}
 

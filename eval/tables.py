@@ -40,7 +40,7 @@ def main() -> None:
     if arguments.paired:
         print_table(paired.compare(*arguments.runs), arguments)
         return
-    runs = arguments.runs
+    runs = list({run.resolve(): run for run in arguments.runs}.values())
     default = as_table(*collect(runs))
     run = None
     with contextlib.redirect_stdout(sys.stderr):  # stdout is the table's

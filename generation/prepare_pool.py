@@ -39,7 +39,7 @@ def main() -> None:
     command = parse_command(__doc__)
     config = command.config
     run = stage_run.begin("prepare", config, overwrite=command.overwrite,
-                           dry_run=command.dry_run)
+                          dry_run=command.dry_run)
     if run is None:
         return
     if command.dry_run:
@@ -80,7 +80,7 @@ class Outcome(NamedTuple):
 
 
 def plan(run: stage_run.StageRun) -> None:
-    """Say what there is to do: the pool is read, and nothing is written."""
+    """Report what would become of the pool, which is read for that."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         outcome = sort_out(run.config, nowhere, nowhere)
     mostly = f" (mostly: {outcome.reason})" if outcome.reason else ""

@@ -53,7 +53,7 @@ def main() -> None:
         show_prompts(command.show_prompts, config)
         return
     run = stage_run.begin("sample", config, overwrite=command.overwrite,
-                           dry_run=command.dry_run)
+                          dry_run=command.dry_run)
     if run is None:
         return
     if config.embedding.source == "sampling":
@@ -161,7 +161,7 @@ class SampleStage:
         return lacking
 
     def plan(self) -> None:
-        """Say what there is to do, with nothing written."""
+        """Report how many records lack answers, and what these may take."""
         run, rows = self.run, self.chunks.rows
         moved = set(self.unfit() if run.follows else ())
         before = earlier.Earlier(run.folder, sorted(moved))

@@ -1,4 +1,4 @@
-"""The commands and the configuration that README.md gives."""
+"""What the READMEs give: commands, keys, links, a script for SLURM, a short configuration."""
 
 import json
 import os
@@ -7,13 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import RECORDS, ROOT
 
-from adg.config import load_config
+from adg.config import describe_keys, load_config
 from adg.pipeline.__main__ import check_ahead, check_before
 from adg.pipeline.stages import needed_stages
 from generation import prepare_pool
 
+READMES = [path for folder in (".", "adg", "configs", "embedding", "eval", "generation", "tests",
+                               "train") for path in sorted((ROOT / folder).glob(
+                                   "README.md" if folder == "." else "**/README.md"))]
 _STAND_INS = {
     "scontrol": "echo node7; echo node8",
     "srun": 'echo "srun $*"; [ "${*: -2:1}" != "$FAILING" ]',
@@ -22,13 +26,13 @@ _STAND_INS = {
 
 
 def run_slurm_script(folder: Path, failing: str = "") -> subprocess.CompletedProcess:
-    """README's script for SLURM, with tensor_parallel_size 2 and stand-ins for what it starts.
+    """The script for SLURM, with tensor_parallel_size 2 and stand-ins for what it starts.
 
     `failing`: a module that fails.
     """
-    found = re.search(r"^Several nodes .*?\n```\n(#!/bin/bash\n.*?)```\n",
-                      (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    (folder / "job.sh").write_text(found[1].replace("TENSOR_PARALLEL=1", "TENSOR_PARALLEL=2"))
+    script = re.search(r"^```\n(#!/bin/bash\n.*?)```\n",
+                       (ROOT / "adg/pipeline/README.md").read_text(), re.DOTALL | re.MULTILINE)[1]
+    (folder / "job.sh").write_text(script.replace("TENSOR_PARALLEL=1", "TENSOR_PARALLEL=2"))
     (folder / "configs").mkdir()
     (folder / "configs/yours.yaml").write_text("output_dir: runs/mine\n")
     programs = folder / ".venv/bin"
@@ -72,9 +76,9 @@ def test_the_short_configuration_is_one_that_the_pipeline_takes(tmp_path: Path, 
     block = re.search(r"^```yaml\n(output_dir: .*?)```\n", (ROOT / "README.md").read_text(),
                       re.DOTALL | re.MULTILINE)[1]
     assert len(block.splitlines()) <= 10
-    for name, own in (("runs/mine", "run"), ("my-pool.jsonl", "pool.jsonl")):
+    for name, target in (("runs/mine", "run"), ("my-pool.jsonl", "pool.jsonl")):
         assert block.count(name) == 1
-        block = block.replace(name, str(tmp_path / own))
+        block = block.replace(name, str(tmp_path / target))
     (tmp_path / "mine.yaml").write_text(block.replace("my-model", str(tiny_model)))
     (tmp_path / "pool.jsonl").write_text("".join(
         json.dumps({"question": record["instruction"], "answer": record["output"]}) + "\n"
@@ -87,3 +91,69 @@ def test_the_short_configuration_is_one_that_the_pipeline_takes(tmp_path: Path, 
         check_before(name, stages, config)
     assert len((tmp_path / "run/pool.jsonl").read_text().splitlines()) == 30
     assert config.clustering.count_bins(30) == 3
+
+
+def named_by(readme: Path) -> str:
+    return str(readme.parent.relative_to(ROOT))
+
+
+def prose(readme: Path) -> str:
+    """A README without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", readme.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def before_recipes(readme: Path) -> str:
+    """A README without its examples of what might be added, whose names are made up."""
+    return readme.read_text().partition("\n## How to add")[0]
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+
+
+def anchors(readme: Path) -> set[str]:
+    """What GitHub makes of its headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(readme), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_first_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("readme", READMES, ids=named_by)
+def test_links_lead_somewhere(readme: Path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(readme)):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = readme.parent / path if path else readme
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("readme", READMES, ids=named_by)
+def test_lines_have_one_width(readme: Path):
+    assert not [line for line in prose(readme).splitlines()
+                if len(line) > 100 and not line.startswith("|")]
+
+
+@pytest.mark.parametrize("readme", READMES, ids=named_by)
+def test_commands_modules_and_files_exist(readme: Path):
+    text = re.sub(r"\\?\n\s*", " ", before_recipes(readme))
+    for module in re.findall(r"(?:python|torchrun [^`|]*?) -m ([a-z][\w.]*)", text):
+        assert is_module(module), module
+    for path in re.findall(r"(?<![\w/])((?:adg|configs|embedding|eval|generation|tests|train)/"
+                           r"[a-z0-9_/.]*\.(?:py|yaml|jsonl|json))\b", text):
+        assert path == "configs/yours.yaml" or (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("readme", READMES, ids=named_by)
+def test_configuration_keys_exist(readme: Path):
+    keys = {name for name, *_ in describe_keys()}
+    sections = "|".join({name.split(".")[0] for name in keys if "." in name})
+    free = "pool.fields.", "embedding.windows."  # below these, names are the user's own
+    for name in re.findall(rf"(?<![\w/.])((?:{sections})(?:\.[a-z_]+)+)(?=[=`:])",
+                           before_recipes(readme)):
+        assert (name.startswith(free) or name.endswith((".py", ".jsonl")) or is_module(name)
+                or any(key == name or key.startswith(f"{name}.") for key in keys)), name

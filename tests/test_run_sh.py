@@ -90,7 +90,7 @@ def test_an_environment_for_the_cpu_is_not_used_unasked_where_there_is_a_gpu(run
         assert refused.returncode == 1 and refused.stdout == ""
         assert refused.stderr == (
             "set-up: .venv is for the CPU, and this machine has a GPU: `bash run.sh setup gpu` "
-            "makes it anew, `bash run.sh setup cpu` keeps it and leaves the GPU unused\n")
+            "replaces it, `bash run.sh setup cpu` keeps it and leaves the GPU unused\n")
     hidden = run_sh("configs/x.yaml", CUDA_VISIBLE_DEVICES="", **GPU_NODE)
     assert hidden.stdout == "pipeline configs/x.yaml, GPUs \n"
     assert (run_sh.folder / ".venv/complete").read_text() == before
@@ -108,7 +108,8 @@ def test_another_kind_gets_a_new_environment(run_sh):
     run_sh("setup", **LOGIN)
     replaced = run_sh("setup", "gpu", **GPU_NODE)
     assert replaced.stdout.startswith(
-        "set-up: .venv was made from requirements-cpu.txt; it is made anew from requirements.txt\n"
+        "set-up: .venv was made from requirements-cpu.txt; it is replaced by one from "
+        "requirements.txt\n"
         "new .venv\n")
     assert GPU in replaced.stdout and CPU not in replaced.stdout
     assert CPU in run_sh("setup", "cpu", **LOGIN).stdout

@@ -14,6 +14,7 @@ from adg.prompts import Prompter
 from adg.records import normalise, problem_of, read_source
 
 IGNORED = -100  # the label that the loss leaves out
+_SHOWN = 5  # ids of records that are left out, on the screen
 NOTHING = {"input_ids": [0], "labels": [IGNORED]}  # a record that no gradient depends on
 
 
@@ -42,17 +43,29 @@ def encode_all(records: list[dict], tokenizer: Any, config: Config) -> tuple[lis
     encoded = [encode(record, prompter, tokenizer, limit) for record in records]
     examples = [example for example, _ in encoded if example is not None]
     cut = sum(was_cut for example, was_cut in encoded if example is not None)
-    left_out = len(records) - len(examples)
+    left_out = [record["id"] for record, (example, _) in zip(records, encoded, strict=True)
+                if example is None]
     if cut or left_out:
         say(f"[finetune] train.max_length: {cut} responses lose their end at {limit} tokens, "
-            f"{left_out} records have no room for a response and are left out")
+            f"{len(left_out)} records have no room for a response and are left out"
+            + _first_of(left_out))
     if not records:
         raise InputError(f"{subset_path(config)} has no records: not every method makes middle and "
                          f"bottom")
     if not examples:
         raise InputError(f"{subset_path(config)}: no record has a response within train.max_length "
                          f"({limit} tokens)")
-    return examples, {"cut_responses": cut, "left_out": left_out}
+    return examples, {"cut_responses": cut, "left_out": len(left_out)} | (
+        {"left_out_ids": left_out} if left_out else {})
+
+
+def _first_of(ids: list[str]) -> str:
+    """The first few ids, and where all are listed."""
+    if not ids:
+        return ""
+    shown = ", ".join(ids[:_SHOWN])
+    return f": {shown}" if len(ids) <= _SHOWN else (
+        f": {shown}, ... (a finished run lists all in log.jsonl, left_out_ids)")
 
 
 def encode(record: dict, prompter: Prompter, tokenizer: Any,

@@ -25,7 +25,7 @@ from adg.models import folders
 from adg.models.loading import LocalModel
 from adg.models.saving import saving
 from adg.pipeline import stage_run
-from adg.pipeline.checks import check_reporting, read_sharding
+from adg.pipeline.checks import check_reporting, check_warmup, read_sharding
 from adg.pipeline.command import parse_command
 from adg.pipeline.sources import model_of
 from train import hours
@@ -39,7 +39,7 @@ from train.checkpoints import (
 from train.curve import plot_loss
 from train.data import encode_all, read_subset, subset_path
 from train.operators import clear_abandoned_locks
-from train.plan import batches, show_plan
+from train.plan import batches, note_on_warmup, show_plan
 
 
 def main() -> None:
@@ -61,6 +61,8 @@ def main() -> None:
                         config.model.trust_remote_code)
     tokenizer = source.tokenizer()
     examples, counts = encode_all(read_subset(subset_path(config)), tokenizer, config)
+    check_warmup(config, len(examples))
+    note_on_warmup(config, len(examples))
     order = order_of(examples, config)
     if command.dry_run:
         show_plan(run, order, source, sharding)

@@ -1,6 +1,7 @@
-"""What a dry run says of a fine-tuning: steps, batches, memory, disk and time."""
+"""What is said of a fine-tuning before it starts: steps, batches, memory, disk and time."""
 
 from adg.base import units
+from adg.base.distributed import say
 from adg.config import Config
 from adg.models.loading import LocalModel
 from adg.pipeline import planning, stage_run
@@ -40,6 +41,16 @@ def _memory(needed: Memory, ranks: int) -> str:
                       for name, value in needed._asdict().items() if name != "host")
     host = f"; {units.size(needed.host)} of the machine's" if needed.host else ""
     return f"about {units.size(needed.total())} on each of {ranks} rank(s): {parts}{host}"
+
+
+def note_on_warmup(config: Config, num_records: int) -> None:
+    """Say so where half of the steps or more are warm-up."""
+    steps, warmup = (count(num_records) for count in (config.train.num_steps,
+                                                      config.train.num_warmup_steps))
+    if 2 * warmup >= steps:
+        say(f"[finetune] note: {warmup} of {steps} steps are warm-up, in which the learning rate "
+            f"rises from 0: raise train.epochs, lower train.batch_size, or lower "
+            f"train.warmup_ratio ({config.train.warmup_ratio:g})")
 
 
 def batches(order: Order, config: Config) -> str:

@@ -103,6 +103,18 @@ def check_budget(config: Config, num_records: int) -> None:
     config.selection.check_sizes(num_records)
 
 
+def check_warmup(config: Config, num_records: int) -> None:
+    """InputError where the only step of a fine-tuning is the first of a warm-up: its rate is 0."""
+    settings = config.train
+    steps = settings.num_steps(num_records)
+    if steps == settings.num_warmup_steps(num_records) == 1:
+        raise InputError(
+            f"fine-tuning would learn nothing: {num_records} records at train.batch_size="
+            f"{settings.batch_size} and train.epochs={settings.epochs} make 1 step, and with "
+            f"train.warmup_ratio={settings.warmup_ratio:g} the learning rate of the first step is "
+            f"0. Raise train.epochs, lower train.batch_size, or set train.warmup_ratio=0")
+
+
 def check_reporting(config: Config) -> None:
     """InputError where fine-tuning is to report to something that is not installed."""
     for name in config.train.report_to:

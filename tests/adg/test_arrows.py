@@ -34,12 +34,6 @@ ROOMS = {
 }
 NOT_YET: set[tuple[str, str]] = {  # arrows that still point the wrong way
     ("adg.answer_vectors", "adg.config"),
-    ("adg.card", "adg.config"),
-    ("adg.card", "adg.methods.method"),
-    ("adg.card", "adg.pipeline.sources"),
-    ("adg.models.batching", "adg.config"),
-    ("adg.models.layers", "adg.config"),
-    ("adg.models.vllm_options", "adg.config"),
 }
 
 

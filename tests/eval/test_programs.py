@@ -292,6 +292,20 @@ def test_nothing_that_a_program_starts_outlives_it(any_sandbox, monkeypatch, end
     os.close(reading)
 
 
+@pytest.mark.parametrize("hold", [
+    "import posix, signal\nposix.kill(posix.getppid(), signal.SIGSTOP)",
+    "import ctypes, posix\nctypes.CDLL(None).ptrace(16, posix.getppid(), 0, 0)"])  # PTRACE_ATTACH
+@pytest.mark.parametrize("end", ["", "\nwhile True: pass"])
+def test_a_program_that_holds_its_supervisor_has_failed_and_costs_no_more(monkeypatch, hold, end):
+    monkeypatch.setattr(programs, "_LEAVE", 0.3)
+    waited = []
+    wait = subprocess.Popen.wait
+    monkeypatch.setattr(subprocess.Popen, "wait", lambda process, timeout=None: (
+        waited.append(timeout), wait(process, timeout))[1])
+    assert not programs.passes(hold + end, programs.NO_SANDBOX, seconds=0.3)
+    assert waited[0] == 0.3
+
+
 def test_folders_in_folders_are_removed(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(confinement.tempfile, "tempdir", str(tmp_path))
     deep = "import posix\nfor _ in range(1200):\n    posix.mkdir('a')\n    posix.chdir('a')"
@@ -316,6 +330,16 @@ def test_the_choice_follows_the_key_and_auto_says_what_is_open(unchosen, monkeyp
     assert "bwrap: no; unshare: shut" in said and "home folder" in said and "network" in said
     with pytest.raises(InputError, match="require, but no sandbox .*bwrap: no; unshare: shut"):
         programs.choose("require")
+
+
+def test_the_command_takes_what_the_key_does(unchosen, monkeypatch, stage, capsys):
+    monkeypatch.setattr(programs, "_problem", {"none": None, "bwrap": None}.get)
+    stage(programs, "auto")
+    assert capsys.readouterr().out == "bwrap\n"
+    for arguments in ((), ("bogus",), ("auto", "off")):
+        with pytest.raises(SystemExit, match="2"):
+            stage(programs, *arguments)
+        assert "usage: " in capsys.readouterr().err
 
 
 def test_off_can_be_written_as_yaml_reads_it(config_file):

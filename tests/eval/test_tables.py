@@ -155,6 +155,9 @@ def test_runs_of_other_pools_or_models_are_no_seeds_of_one_cell(tmp_path: Path):
 def test_other_settings_than_the_papers_are_said_and_have_no_difference(tmp_path: Path):
     evaluated(tmp_path / "paper", "adg-top", *whole(50.0))
     evaluated(tmp_path / "short", "adg-top", *whole(50.0), epochs=1)
+    artifacts.write_json(tmp_path / "paper/provenance/prepare.json", {
+        "stage": "prepare", "parameters": {"pool.encoding": "auto", "chunk_size": 9},  # no setting
+        "inputs": {"pool.path": {"name": "alpaca_gpt4_data.json"}}, "outputs": {"pool.jsonl": {}}})
     rows, notes = collect([tmp_path / "paper", tmp_path / "short"])
     deltas = {row.names[0]: row.cells["Average"].delta for row in rows if row.source == "ours"}
     assert deltas["paper: adg-top"] == pytest.approx(-0.85) and deltas["short: adg-top"] is None
@@ -167,8 +170,11 @@ def test_other_settings_than_the_papers_are_said_and_have_no_difference(tmp_path
                        "generation.top_p": 0.9}})  # and no top-k yet
     artifacts.write_json(tmp_path / "paper/provenance/evaluate-adg-top.json", {
         "stage": "evaluate adg-top", "parameters": {"eval.backend": "hf"}})  # the same numbers
+    path = tmp_path / "paper/provenance/prepare.json"
+    artifacts.write_json(path, json.loads(path.read_text()) | {"parameters": {"pool.limit": 9}})
     rows, notes = collect([tmp_path / "paper"])
-    assert rows[0].differs == ("generation.temperature 0.7 (1.4)", "generation.top_k null (50)")
+    assert rows[0].differs == (
+        "pool.limit 9 (null)", "generation.temperature 0.7 (1.4)", "generation.top_k null (50)")
 
 
 def test_models_go_by_their_names_whatever_the_revision_or_cache(tmp_path: Path):
@@ -293,6 +299,76 @@ def test_draws_within_a_run_folder_are_seeds_of_one_row(tmp_path: Path):
     assert len(rows) == 1 and len(rows[0].names) == 3 and rows[0].design.method == "Random"
     assert (rows[0].cells["Average"].value, rows[0].cells["Average"].deviation) == (52.0, 2.0)
     assert not rows[0].differs  # from the paper's settings
+
+
+def test_a_caption_names_the_benchmarks_of_the_table(tmp_path: Path, stage, capsys):
+    run = tmp_path / "run"
+    evaluated(run, "adg-top", *whole(51.0))
+    evaluated(run, "random-top", {"gsm8k": 40.0}, {"gsm8k": 1319}, method="random")
+
+    def caption(*arguments: str) -> str:
+        stage(tables, run, "--format", "latex", "--benchmarks", *arguments)
+        return re.search(r"\\caption{(.*)}", capsys.readouterr().out)[1]
+
+    assert caption("gsm8k", "truthfulqa_mc2", "Average").startswith(
+        "Results in percent: GSM8K (8-shot, exact match), TruthfulQA (0-shot, accuracy). Average: "
+        "mean of the groups' means. se: ")
+    assert caption("Reasoning").startswith(
+        "Results in percent: BBH (3-shot, exact match), GSM8K (8-shot, exact match). se: ")
+    assert caption("Average", "--no-paper").startswith("Results in percent. Average: ")
+
+
+def test_columns_without_a_number_are_shown_where_they_are_asked_for(tmp_path: Path, stage, capsys):
+    run = tmp_path / "run"
+    evaluated(run, "adg-top", *whole(51.0))
+    evaluated(run, "random-top", {"gsm8k": 40.0}, {"gsm8k": 1319}, method="random")
+
+    def head(*arguments: str) -> list[str]:
+        stage(tables, run, "--rows", "random-top", *arguments)
+        return cells(capsys.readouterr().out)[0][5:]
+
+    assert head() == ["GSM8K"]
+    assert head("--benchmarks", "gsm8k", "Average") == ["GSM8K", "Average"]
+
+
+def test_notes_speak_of_the_marks_that_are_shown(tmp_path: Path, stage, capsys):
+    run = tmp_path / "run"
+    evaluated(run, "adg-top", {"gsm8k": 41.0, "bbh": 50.0}, {"gsm8k": 20, "bbh": 6511},
+              model="x/small")
+    evaluated(run, "adg-bottom", {"bbh": 50.0}, {"bbh": 6511}, model="x/small")
+    for seed in (1, 2):
+        evaluated(tmp_path / f"s{seed}", "adg-top", *whole(50.0 + seed), seed=seed)
+
+    def notes(*arguments: str | Path) -> str:
+        stage(tables, *arguments, "--format", "text")
+        return capsys.readouterr().out.split("\n\n")[1]
+
+    own = notes(run, "--benchmarks", "bbh", "--no-paper")
+    assert own == ("In percent. se: standard error of a single run over its questions.\n")
+    own = notes(run, "--benchmarks", "bbh", "gsm8k", "--no-paper")
+    assert "–: not given or not run.\n* on a part of the benchmark (questions: GSM8K 20 of" in own
+    assert "*" in notes(run, "--benchmarks", "Reasoning", "--no-paper")
+    seeds = tmp_path / "s1", tmp_path / "s2"
+    assert notes(*seeds, "--benchmarks", "bbh") == "In percent. ±: standard deviation over seeds.\n"
+    own = notes(*seeds, "--benchmarks", "bbh", "Average")
+    assert own == (
+        "In percent. In brackets: difference to the published number of the same cell. "
+        "±: standard deviation over seeds. –: not given or not run; the paper gives groups only.\n")
+
+
+def test_a_run_that_is_given_twice_is_listed_once(tmp_path: Path, stage, capsys):
+    evaluated(tmp_path / "run", "adg-top", *whole(51.0), model="x/small")
+    stage(tables, tmp_path / "run", tmp_path / "run/eval/..", "--benchmarks", "bbh")
+    assert len(cells(capsys.readouterr().out)) == 3
+
+
+def test_the_best_is_by_the_digits_that_are_printed(tmp_path: Path, stage, capsys):
+    for name, value in (("a", 50.001), ("b", 50.004), ("c", 49.0)):
+        evaluated(tmp_path / name, "adg-top", {"bbh": value}, {"bbh": 6511}, model="x/small")
+    stage(tables, tmp_path / "a", tmp_path / "b")
+    assert "**" not in capsys.readouterr().out
+    stage(tables, *(tmp_path / name for name in "abc"))
+    assert capsys.readouterr().out.count("**50.00**") == 2
 
 
 LATEX = r"""\documentclass{article}

@@ -90,7 +90,7 @@ def test_what_is_there_of_unchanged_records_is_kept(embedded, stage, tmp_path, w
     stage(sample_answers, path, "--dry-run")
     assert "2 of 10 to do" in capsys.readouterr().out
     stage(sample_answers, path)
-    assert "what is there of unchanged records is kept" in capsys.readouterr().out
+    assert "what was made of unchanged records is kept" in capsys.readouterr().out
     stage(embed, path, "--dry-run")
     assert f"{2:,} of 10 to do" in capsys.readouterr().out
     stage(embed, path)

@@ -121,6 +121,25 @@ def test_more_records_are_added_to_what_is_there(config_file, stage, prepared, t
     assert "done before" in capsys.readouterr().out
 
 
+def test_a_chunk_with_another_number_of_answers_is_drawn_anew(config_file, stage, prepared,
+                                                              tmp_path):
+    """As in a run folder that an earlier version left while it was adding answers."""
+    path = config_file()
+    stage(sample_answers, path)
+    file = prepared / "answers/00002.jsonl"
+    artifacts.write_jsonl(file, [
+        row | {name: row[name][:2] for name in ("generated_answers", "finish_reasons",
+                                                "num_tokens")}
+        for row in list(artifacts.JsonlRows(file))])
+    pool = [json.loads(line) for line in (prepared / "pool.jsonl").open()]
+    artifacts.write_jsonl(tmp_path / "longer.jsonl", [*pool, pool[0] | {"id": "more"}])
+    longer = [path, f"pool.path={tmp_path / 'longer.jsonl'}"]
+    for folder in (prepared, tmp_path / "anew"):
+        for module in (prepare_pool, sample_answers):
+            stage(module, *longer, f"output_dir={folder}")
+    assert tree(prepared / "answers") == tree(tmp_path / "anew/answers")
+
+
 @pytest.mark.parametrize("change", [
     "generation.num_answers=2", "generation.num_answers=5", "generation.temperature=1.0",
     "model.dtype=bfloat16"])

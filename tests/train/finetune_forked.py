@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from adg.base.distributed import run_script  # noqa: E402
+from adg.base.process import run_script  # noqa: E402
 from train import finetune  # noqa: E402
 
 

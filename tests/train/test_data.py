@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from conftest import RECORDS
 
@@ -77,7 +79,17 @@ def test_what_is_cut_is_counted(config_file, tokenizer, capsys):
     assert counts["left_out"] == sum(prompt >= limit for prompt in prompts) == 5
     assert counts["cut_responses"] == sum(
         prompt < limit < length for prompt, length in zip(prompts, lengths, strict=True))
-    assert len(examples) == 5 and "5 records have no room" in capsys.readouterr().out
+    out = [record["id"] for record, prompt in zip(RECORDS, prompts, strict=True)
+           if prompt >= limit]
+    assert len(examples) == 5 and counts["left_out_ids"] == out
+    assert capsys.readouterr().out.endswith(
+        f"5 records have no room for a response and are left out: {', '.join(out)}\n")
+    config.train.max_length = sorted(prompts)[3]
+    encode_all(RECORDS, tokenizer, config)
+    assert re.search(r"7 records .* left out: (r\d, ){5}\.\.\. \(a finished run lists all in "
+                     r"log.jsonl, left_out_ids\)\n$", capsys.readouterr().out)
+    config.train.max_length = 10**6
+    assert encode_all(RECORDS, tokenizer, config)[1] == {"cut_responses": 0, "left_out": 0}
     with pytest.raises(InputError, match="adg/top.json has no records"):
         encode_all([], tokenizer, config)
 

@@ -1,5 +1,6 @@
 """Fine-tuning through its real commands: DeepSpeed, two ranks, checkpoints, restart."""
 
+import itertools
 import json
 import math
 import os
@@ -11,12 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import RECORDS, ROOT, command
+from conftest import RECORDS, ROOT, command, tree
 from safetensors.torch import load_file
+from transformers import TrainingArguments, get_scheduler
 
 from adg.base import artifacts, distributed, lock
 from adg.base.errors import InputError
 from adg.config import load_config
+from adg.config_sections import SCHEDULES, TrainConfig
 from adg.models.folders import load_tokenizer
 from adg.pipeline import stage_run
 from train import callbacks, finetune, hours
@@ -293,6 +296,33 @@ def test_a_dry_run_says_what_memory_and_time_it_takes(config_file, with_subset, 
     stage(finetune, config_file(model={"dtype": "bfloat16"}), "--dry-run")
     assert "min on 1 H100, by arithmetic and not measured: 40% of" in capsys.readouterr().out
     assert not (with_subset / "train").exists()
+
+
+def test_a_fine_tuning_of_warm_up_alone_is_refused(config_file, with_subset, stage, capsys):
+    path = config_file(train={"epochs": 1, "batch_size": 16})
+    before = tree(with_subset)
+    for options in ((), ("--dry-run",)):
+        with pytest.raises(InputError, match=r"learn nothing: 10 records at train.batch_size=16 "
+                           r"and train.epochs=1 make 1 step.*set train.warmup_ratio=0$"):
+            stage(finetune, path, *options)
+    assert tree(with_subset) == before
+    stage(finetune, path, "train.warmup_ratio=0", "--dry-run")
+    assert "warm-up" not in capsys.readouterr().out
+    stage(finetune, path, "train.epochs=2", "--dry-run")
+    assert "note: 1 of 2 steps are warm-up" in capsys.readouterr().out
+    stage(finetune, path, "train.epochs=3", "--dry-run")
+    assert "warm-up" not in capsys.readouterr().out
+
+
+def test_warm_up_is_counted_as_the_trainer_does():
+    for ratio, steps in itertools.product((0.0, 0.03, 0.3, 0.5, 0.99), (1, 2, 3, 33, 34, 1000)):
+        settings = TrainConfig(epochs=1, batch_size=1, warmup_ratio=ratio)
+        assert settings.num_warmup_steps(steps) == TrainingArguments.get_warmup_steps(
+            SimpleNamespace(warmup_steps=ratio), steps)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    for schedule in SCHEDULES.values():
+        rates = get_scheduler(schedule, optimizer, 1, 1)
+        assert rates.get_last_lr() == [0.0]  # of the only step
 
 
 def test_out_of_memory_says_what_to_change(tmp_path):
