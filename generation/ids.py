@@ -6,13 +6,17 @@ pool.jsonl that a run folder already has keeps the id that it has there.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from adg.base import artifacts
 from adg.base.errors import InputError
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # between the keys of records of the same text
 
 
 class Kept(NamedTuple):
@@ -28,43 +32,41 @@ def keep_ids(pool: Path, previous: Path) -> Kept:
     Records of the same text are matched in the order in which they stand. Any other record keeps
     its position for an id, or where that is taken, gets the next number after the largest.
     """
-    previous_ids = _ids_by_text(previous)
-    rows, taken, texts = [], set(), _Texts()  # rows: (position, the id that is kept or None)
-    for record in artifacts.JsonlRows(pool):
-        id = previous_ids.get(texts.key(record))
-        rows.append((record["id"], None if id in taken else id))
-        taken.add(id)
-    largest = max((int(id) for id in previous_ids.values() if id.isascii() and id.isdecimal()),
-                  default=0)
-    largest, changed = max(largest, int(rows[-1][0])), {}
-    for position, id in rows:
-        if id is None and position in taken:
+    previous_ids, previous_keys = _ids_and_keys(_readable(previous))
+    positions, keys = _ids_and_keys(artifacts.JsonlRows(pool))
+    _, rows, previous_rows = np.intersect1d(keys, previous_keys, return_indices=True)
+    kept = {}  # {id: position}; a file edited by hand may have an id twice
+    for row, previous_row in zip(rows.tolist(), previous_rows.tolist(), strict=True):
+        kept.setdefault(previous_ids[previous_row], positions[row])
+    changed = {position: id for id, position in kept.items() if id != position}
+    largest = max(int(id) for id in (positions[-1], *previous_ids) if _is_number(id))
+    staying = set(kept.values())
+    for position in positions:
+        if position in kept and position not in staying:
             largest += 1
-            id = str(largest)
-        if id not in (None, position):
-            changed[position] = id
+            changed[position] = str(largest)
     if changed:
         _rewrite(pool, changed)
-    return Kept(sum(id is not None for _, id in rows), changed)
+    return Kept(len(kept), changed)
 
 
-class _Texts:
-    """Keys of records by instruction and input; those of the same text are numbered."""
+def _is_number(id: str) -> bool:
+    return id.isascii() and id.isdecimal() and len(id) < 19
 
-    def __init__(self) -> None:
-        self._counts: Counter[bytes] = Counter()
 
-    def key(self, record: dict) -> bytes:
-        """12 bytes for the text, and 4 for how often it has occurred."""
+def _ids_and_keys(records: Iterable[dict]) -> tuple[list[str], np.ndarray]:
+    """(ids, uint64 [N]): a hash of each record's instruction, input and how often these occurred.
+    """
+    ids, keys = [], array("Q")
+    for record in records:
         text = f"{record['instruction']}\0{record['input']}"
-        digest = hashlib.blake2b(text.encode(), digest_size=12).digest()
-        self._counts[digest] += 1
-        return digest + self._counts[digest].to_bytes(4)
-
-
-def _ids_by_text(pool: Path) -> dict[bytes, str]:
-    texts = _Texts()
-    return {texts.key(record): record["id"] for record in _readable(pool)}
+        keys.append(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()))
+        ids.append(record["id"])
+    hashes = np.array(keys, np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    ranks = np.arange(len(hashes)) - np.searchsorted(hashes[order], hashes[order])
+    hashes[order] += ranks.astype(np.uint64) * _STEP
+    return ids, hashes
 
 
 def _readable(pool: Path) -> Iterator[dict]:

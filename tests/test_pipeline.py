@@ -242,7 +242,7 @@ def test_a_first_dry_run_that_is_stopped_leaves_nothing(config_file, tmp_path: P
 
     path = config_file()
     before = tree(tmp_path)
-    monkeypatch.setattr(sample_answers, "plan", stop)
+    monkeypatch.setattr(sample_answers.SampleStage, "plan", stop)
     with pytest.raises(KeyboardInterrupt):
         stage(pipeline_module, path, "--dry-run")
     assert tree(tmp_path) == before
