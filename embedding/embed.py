@@ -48,10 +48,10 @@ def main() -> None:
                           dry_run=command.dry_run)
     if run is None:
         return
+    pool = Pool(run.folder)
     source = LocalModel(folders.local_folder(config.model.name_or_path, config.output_dir),
                         config.model.trust_remote_code)
     check_model(source, run)
-    pool = Pool(run.folder)
     stage = EmbedStage(run, pool, Answers(run.folder, pool), source)
     for index in distributed.my_share(range(len(stage.chunks.rows))):
         stage.answers_of(index)  # all are read once before the first is embedded

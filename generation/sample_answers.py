@@ -30,9 +30,10 @@ from adg.config import Config
 from adg.models import folders
 from adg.models.loading import LocalModel
 from adg.pipeline import earlier, planning, stage_run
-from adg.pipeline.checks import check_bins, check_budget
 from adg.pipeline.chunks import Chunks
 from adg.pipeline.command import parse_command
+from adg.pipeline.readiness import objections
+from adg.pipeline.stages import needed_stages
 from adg.prompts import Prompter
 from adg.records import Pool
 from generation.drafts import Draft, draw
@@ -58,8 +59,8 @@ def main() -> None:
     if config.embedding.source == "sampling":
         run.makes_part_of("embed")
     pool = Pool(run.folder)
-    check_bins(config, len(pool))  # what later stages would refuse, before the hours of this one
-    check_budget(config, len(pool))
+    for objection in objections("sample", needed_stages(config), config):
+        distributed.say(f"[sample] note: {objection}")
     distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
     source = backbone(config)
     stage = SampleStage(run, pool, source, load_prompter(source, config))
@@ -236,9 +237,10 @@ def write_checked(folder: Path, draft: Draft, drawn: dict[int, np.ndarray]) -> N
 
 def show_prompts(number: int, config: Config) -> None:
     """Print what the model reads of the first records, special tokens included."""
+    pool = Pool(Path(config.output_dir))
     source = backbone(config)
     tokenizer, prompter = source.tokenizer(), load_prompter(source, config)
-    for record in Pool(Path(config.output_dir)).rows(range(number)):
+    for record in pool.rows(range(number)):
         ids, how = prompter.fitted(record)
         if prompter.control_tokens.are_in(record["instruction"], record["input"]):
             how += ", control tokens in the record as text"
