@@ -69,6 +69,14 @@ install_torch_for_cpu() {
         (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL) and run this again"
 }
 
+link_modules() {  # so that python -m adg.tools.status works from any folder
+    local packages
+    for packages in .venv/lib/python3*/site-packages; do
+        [ "$(cat "$packages/adg.pth" 2>/dev/null)" = "$PWD" ] || [ ! -w "$packages" ] ||
+            echo "$PWD" >"$packages/adg.pth"
+    done
+}
+
 setup() {  # $1: gpu, cpu or nothing
     # What .venv is made from, and "named" where the kind was; in .venv/unfinished until it is whole.
     local made named="${1:+ named}" requirements stamp
@@ -94,6 +102,7 @@ setup() {  # $1: gpu, cpu or nothing
     stamp="$requirements $(cksum <"$requirements") $DEMO_MODEL"
     if [ -e .venv/complete ] && [ "${made% named}" = "$stamp" ]; then
         [ "$made" = "$stamp$named" ] || echo "$stamp$named" >.venv/complete
+        link_modules
         return
     fi
     check_machine "$requirements"
@@ -130,6 +139,7 @@ setup() {  # $1: gpu, cpu or nothing
         fail "pip found a build of torch without CUDA: take builds for the CPU out of where pip looks
         (PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL, pip.conf) and run this again"
     fi
+    link_modules
     mv .venv/unfinished .venv/complete
     echo "set-up: done in ${SECONDS} s"
 }

@@ -9,7 +9,7 @@ killed finds what every rank had.
 import heapq
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -64,9 +64,10 @@ class _Shared:
         if not arguments:
             return {}
         requests = [Instance(method, {}, values, place) for place, values in arguments.items()]
-        with _remembering(self, cache, arguments.values()), screen.bars_of_engines():
-            results = getattr(super(), method)(
-                requests, disable_tqdm=not distributed.shows_bars())
+        name = "evaluate" if cache is None else f"evaluate {cache.name}"
+        with (distributed.progress(name, len(requests), unit="requests") as bar,
+              _remembering(self, cache, arguments.values(), bar.update)):
+            results = getattr(super(), method)(requests, disable_tqdm=not screen.has_log())
         return dict(zip(arguments, results, strict=True))
 
     def _loglikelihood_tokens(self, requests: list[tuple], **options: Any) -> list:
@@ -125,8 +126,10 @@ def _gather(results: dict) -> dict:
 
 
 @contextmanager
-def _remembering(model: Any, folder: Path | None, asked: Iterable[tuple]) -> Iterator[None]:
-    """Within, what `model` computes goes into this rank's part of the cache as it is done."""
+def _remembering(model: Any, folder: Path | None, asked: Iterable[tuple],
+                 count: Callable[[], object]) -> Iterator[None]:
+    """Within, what `model` computes goes into this rank's part of the cache as it is done, and
+    `count` is called of each."""
     from lm_eval.api.model import CacheHook
 
     if folder is None:
@@ -135,7 +138,7 @@ def _remembering(model: Any, folder: Path | None, asked: Iterable[tuple]) -> Ite
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{distributed.rank()}.jsonl").open("a+b", buffering=0) as log:
         log_file.drop_torn_line(log)
-        model.set_cache_hook(_Log(log, asked))
+        model.set_cache_hook(_Log(log, asked, count))
         try:
             yield
         finally:
@@ -145,8 +148,8 @@ def _remembering(model: Any, folder: Path | None, asked: Iterable[tuple]) -> Ite
 class _Log:
     """In the place of lm-eval's CacheHook: a line {"key": of the request, "result": ...} each."""
 
-    def __init__(self, log: FileIO, asked: Iterable[tuple]) -> None:
-        self._log = log
+    def __init__(self, log: FileIO, asked: Iterable[tuple], count: Callable[[], object]) -> None:
+        self._log, self._count = log, count
         self._options = {context: options for context, options in asked
                          if isinstance(options, dict)}
 
@@ -157,6 +160,7 @@ class _Log:
         context, other = request
         key = hash_args(method, (context, self._options.get(context, other)))
         log_file.append_line(self._log, json.dumps({"key": key, "result": result}))
+        self._count()
         process.beat()
 
 

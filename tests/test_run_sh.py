@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from conftest import ROOT
 _PYTHON = """#!/bin/bash
 case "$*" in
     "-m venv "*) echo "new .venv"
-        rm -rf .venv && mkdir -p .venv/bin && cp "$STAND_INS/python" .venv/bin/python ;;
+        rm -rf .venv && mkdir -p .venv/bin .venv/lib/python3.11/site-packages
+        cp "$STAND_INS/python" .venv/bin/python ;;
     "-m pip install "*) echo "pip ${*:4}"; [[ -z "${PIP_FAILS:-}" || "$*" != *"$PIP_FAILS"* ]] ;;
     "-m pip uninstall "*) echo "pip removes ${*: -1}" ;;
     *"torch.version.cuda is None"*) [ -n "${CUDA_BUILD-yes}" ] ;;
@@ -99,7 +101,7 @@ def test_an_environment_for_the_cpu_is_not_used_unasked_where_there_is_a_gpu(run
     assert kept.returncode == 0 and "pip" not in kept.stdout
     used = run_sh("configs/x.yaml", **GPU_NODE)
     assert used.stdout == (
-        "set-up: .venv is for the CPU, as was asked for: the GPU here is not used\n"
+        "set-up: .venv is for the CPU, as requested: the GPU here is not used\n"
         "pipeline configs/x.yaml, GPUs \n")
     assert run_sh("configs/x.yaml", **LOGIN).stdout == "pipeline configs/x.yaml, GPUs all\n"
 
@@ -176,6 +178,21 @@ def test_the_pipeline_starts_where_the_user_stands(run_sh, tmp_path: Path):
     assert started.stdout == (
         "pipeline my first.yaml select, GPUs all\n"
         f"in {tmp_path}/my data, modules from {run_sh.folder}:/other 1\n"), started.stderr
+
+
+def test_modules_are_found_from_every_folder(run_sh, tmp_path: Path):
+    link = run_sh.folder / ".venv/lib/python3.11/site-packages/adg.pth"
+    run_sh("setup", **LOGIN)
+    assert link.read_text() == f"{run_sh.folder}\n"
+    for arguments, change in ((["setup"], link.unlink),
+                              (["configs/x.yaml"], lambda: link.write_text("/elsewhere\n"))):
+        change()
+        again = run_sh(*arguments, cwd=tmp_path, **LOGIN)
+        assert again.returncode == 0 and "pip -" not in again.stdout and again.stderr == ""
+        assert link.read_text() == f"{run_sh.folder}\n"
+    (run_sh.folder / "adg_module.py").touch()
+    code = f"import site; site.addsitedir({str(link.parent)!r}); import adg_module"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
 
 
 def test_help_is_the_pipelines_and_sets_nothing_up(run_sh, tmp_path: Path):

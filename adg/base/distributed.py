@@ -108,11 +108,11 @@ def shows_bars() -> bool:
     return rank() == 0 and not os.environ.get("TQDM_DISABLE")
 
 
-def progress(stage: str, total: int, done: int = 0) -> Any:
+def progress(stage: str, total: int, done: int = 0, *, unit: str = "records") -> Any:
     """A progress bar over rank 0's records, with records/s and the time left."""
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=done, unit=" records", desc=f"[{stage}]", bar_format=_BAR,
+    return tqdm(total=total, initial=done, unit=f" {unit}", desc=f"[{stage}]", bar_format=_BAR,
                 disable=not shows_bars(), file=screen.stderr())
 
 

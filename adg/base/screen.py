@@ -84,10 +84,3 @@ def stdout_of_engines() -> Iterator[None]:
     that keep the stdout which they meet when they are imported, as DeepSpeed's."""
     with contextlib.redirect_stdout(sys.stderr if has_log() else sys.stdout):
         yield
-
-
-@contextlib.contextmanager
-def bars_of_engines() -> Iterator[None]:
-    """Show the bars that begin within, where an engine has one of its own for the stage's work."""
-    with contextlib.redirect_stderr(stderr()):
-        yield

@@ -25,6 +25,7 @@ from pathlib import Path
 from adg.base import lock
 from adg.base.errors import InputError
 from adg.base.process import run_script
+from adg.config import Config
 from adg.pipeline import processes
 from adg.pipeline.arguments import describe_stages, split_options, split_stages, with_seed
 from adg.pipeline.command import Command, parse_command
@@ -79,12 +80,18 @@ def run(stages: list[str], arguments: list[str], command: Command, *, quiet: boo
     ran = (dry_run if command.dry_run else run_stages)(stages, arguments, command, quiet=quiet)
     if not ran and not quiet:
         print(f"nothing to do: {len(stages)} stages are done. To see the results again: "
-              f"{processes.hint('adg.tools.summary', folder)}")
+              f"{processes.hint('adg.tools.summary', results_of(config))}")
     elif not command.dry_run and not quiet:
         sys.stdout.flush()
-        subprocess.run([sys.executable, "-m", "adg.tools.summary", folder], check=True)
+        subprocess.run([sys.executable, "-m", "adg.tools.summary", results_of(config)], check=True)
         print(f"\n{', '.join(ran)} done in {time.monotonic() - began:.0f} s")
     return folder
+
+
+def results_of(config: Config) -> Path:
+    """What the summary is asked for: the selection of a configuration, where there is one."""
+    subsets = Path(config.output_dir) / "subsets" / config.selection.name
+    return subsets if subsets.is_dir() else Path(config.output_dir)
 
 
 def run_stages(stages: list[str], arguments: list[str], command: Command, *, quiet: bool

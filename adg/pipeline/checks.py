@@ -46,9 +46,12 @@ def check_method_files(config: Config) -> None:
 
 
 def check_training(config: Config) -> None:
-    """InputError where fine-tuning lacks its model, DeepSpeed's configuration or a package."""
+    """InputError where fine-tuning lacks its model, DeepSpeed's configuration or a package, or
+    where not even the whole budget takes it through a step that learns."""
     read_sharding(config)
     check_reporting(config)
+    if config.train.subset_file() is None and config.selection.facts().heeds_budget:
+        check_warmup(config, config.selection.budget)
     source_of(model_of("train.model", config), model_key("train.model", config))
 
 

@@ -1,4 +1,7 @@
-"""What a person wants to see of a finished run: python -m adg.tools.summary RUN_DIR
+"""What a person wants to see of a finished run: its selection last worked at, or the one named.
+
+    python -m adg.tools.summary runs/demo
+    python -m adg.tools.summary runs/demo/subsets/random
 
 Reads only what the stages left in the run folder. A part whose stage has not run is not shown, nor
 one that was made from other inputs than are there now.
@@ -7,6 +10,7 @@ one that was made from other inputs than are there now.
 import json
 import textwrap
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +25,7 @@ from adg.pipeline.identity import Identities
 from adg.pipeline.record import read_log, read_records
 from adg.pipeline.sources import is_outside
 from adg.pipeline.stages import STAGES, label_of, outputs_of
-from adg.tools.run_folder import run_from_command_line
+from adg.tools.run_folder import new_parser, open_selection
 
 _EXAMPLES = 3  # records shown from each end of the ranking
 _ANSWERS = 2  # answers shown of each
@@ -30,35 +34,39 @@ _WIDTH = 100
 
 
 def main() -> None:
-    run, config = run_from_command_line(__doc__)
-    say("\n".join(summarise(run, config)))
+    parser = new_parser(__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN_DIR",
+                        help="a run folder, or a folder subsets/NAME of one")
+    say("\n".join(summarise(*open_selection(parser.parse_args().run))))
 
 
 def summarise(run: Path, config: Config) -> list[str]:
-    """The lines of the summary."""
+    """The lines of the summary; its first heading names the selection."""
     log = last_lines(run, config)
     old = out_of_date(run, config)
     fits = {name: line for name, line in log.items() if name not in old}
-    parts = []
+    parts: dict[str, list[str]] = {}
     if old:
-        parts += [_title("Out of date"), *textwrap.wrap(
+        parts["Out of date"] = textwrap.wrap(
             f"{', '.join(old.values())}: not made from what {run} holds now, so that their results "
-            f"are not shown. Run these stages again.", _WIDTH)]
+            f"are not shown. Run these stages again.", _WIDTH)
     if "prepare" in fits:
-        parts += [_title("Records"), _records(fits, config)]
-    if "select" in fits:
+        parts["Records"] = [_records(fits, config)]
+    if "select" in fits and config.selection.method == "adg":
         subsets = run / "subsets" / config.selection.name
-        if config.selection.method == "adg":
-            scores = artifacts.JsonlRows(subsets / "scores.jsonl")
-            parts += [_title("Dispersion, anisotropy, score"), *_spread(fits["select"], config)]
-            parts += [_title("Highest and lowest scores"), *_extremes(run, scores)]
-            parts += [_title("Subsets by bin"), *_by_bin(subsets, scores)]
+        scores = artifacts.JsonlRows(subsets / "scores.jsonl")
+        parts["Dispersion, anisotropy, score"] = _spread(fits["select"], config)
+        parts["Highest and lowest scores"] = _extremes(run, scores)
+        parts["Subsets by bin"] = _by_bin(subsets, scores)
     selected, evaluated = (log.get(name, {}).get("time", "") for name in ("select", "evaluate"))
     if ((run / "tables.md").is_file() and not old.keys() & {"evaluate", "tables"}
             and evaluated >= selected):
-        parts += [_title("Benchmarks"), (run / "tables.md").read_text(encoding="utf-8").rstrip()]
-    parts += [_title("Time"), *_times(log), _title("Files"), *_files(run, config)]
-    return parts
+        parts["Benchmarks"] = [(run / "tables.md").read_text(encoding="utf-8").rstrip()]
+    parts |= {"Time": _times(log), "Files": _files(run, config)}
+    headings = list(parts)
+    headings[0] += f" (selection {config.selection.name})"
+    return [line for heading, lines in zip(headings, parts.values(), strict=True)
+            for line in (_title(heading), *lines)]
 
 
 def last_lines(run: Path, config: Config) -> dict[str, dict]:
@@ -186,12 +194,23 @@ def _times(log: dict[str, dict]) -> list[str]:
 
 
 def _files(run: Path, config: Config) -> list[str]:
-    lines = [f"{name:10}" + ", ".join(paths) for name in STAGES
-             if (paths := [str(run / path) for path in outputs_of(name, config)
-                           if (run / path).exists()])]
-    return [*(textwrap.fill(line, _WIDTH, subsequent_indent=" " * 10, break_long_words=False,
-                            break_on_hyphens=False) for line in lines),
-            f"{'every':10}{run / 'config.yaml'}, {run / 'log.jsonl'}"]
+    paths = {name: [str(run / path) for path in outputs_of(name, config) if (run / path).exists()]
+             for name in STAGES}
+    paths["every"] = [str(run / "config.yaml"), str(run / "log.jsonl")]
+    return [line for name, of_stage in paths.items() if of_stage
+            for line in _listed(name, of_stage)]
+
+
+def _listed(name: str, paths: list[str]) -> Iterator[str]:
+    """The paths of a stage, in lines that break between two of them alone."""
+    line = f"{name:10}{paths[0]}"
+    for path in paths[1:]:
+        if len(line) + len(path) + 3 > _WIDTH:
+            yield f"{line},"
+            line = f"{'':10}{path}"
+        else:
+            line += f", {path}"
+    yield line
 
 
 if __name__ == "__main__":

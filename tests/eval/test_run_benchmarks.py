@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def test_two_ranks_give_the_numbers_of_lm_eval_alone(config_file, stage, manager
     result = command("eval.run_benchmarks", config_file(), "eval.name=base", "eval.limit=2",
                      ranks=2)
     assert result.returncode == 0, result.stderr
+    shown = re.split("[\r\n]+", result.stderr.strip())  # the stage's own bars alone
+    assert [line for line in shown if not line.startswith("[evaluate ")] == []
+    assert re.search(r"\[evaluate truthfulqa_mc2\]: 100%.* (\d+)/\1 .* requests/s", shown_ := (
+        "\n".join(shown))), shown_
+    assert "Running loglikelihood requests: 100%" in (
+        run / "provenance/evaluate-base.0.log").read_text()
     scores = json.loads((run / "eval/base/scores.json").read_text())
     assert scores["questions"] == {"bbh": 6, "gsm8k": 2, "mmlu": 8, "truthfulqa_mc2": 2, "mbpp": 2,
                                    "humaneval": 2}

@@ -62,7 +62,8 @@ def test_no_score_stands_beside_another_pools_record(run: Path, size: int):
     if not size:
         (run / "pool.jsonl").unlink()
     text = shown(run)
-    assert "== Out of date ==" in text and "\nselect adg: not made from what" in text
+    assert "== Out of date (selection adg) ==" in text
+    assert "\nselect adg: not made from what" in text
     for part in ("Highest", "by bin", "scored", "top 3", "anisotropy"):
         assert part not in text
     assert "the table" in text  # of models, which are not looked at here
@@ -86,6 +87,33 @@ def test_what_an_outdated_stage_wrote_is_out_of_date_too(run: Path, config_file,
     assert list(summary.out_of_date(run, config).values()) == [
         "select adg", "finetune adg-top", "evaluate adg-top"]
     assert "the table" not in shown(run)
+
+
+def test_the_selection_that_is_named_is_shown(run: Path, config_file, stage, capsys):
+    other = {"method": "random", "name": "drawn", "budget": 2}
+    stage(score_and_select, config_file(selection=other))
+    assert "== Records (selection drawn) ==" in shown(run) and "top 2" in shown(run)
+    capsys.readouterr()
+    for path, text in ((run, "(selection drawn)"), (run / "subsets/drawn", "(selection drawn)"),
+                       (run / "subsets/adg", "(selection adg)")):
+        stage(summary, path)
+        printed = capsys.readouterr().out
+        assert printed.splitlines()[1].startswith(f"== Records {text} ==")
+        assert ("Subsets by bin" in printed) is ("top 3" in printed) is ("adg)" in text)
+        assert f"{run}/subsets/{text[11:-1]}/top.json" in printed.partition("== Files")[2]
+    stage(pipeline, config_file(selection={"method": "adg", "name": "adg", "budget": 3}), "select")
+    assert capsys.readouterr().out.endswith(f"-m adg.tools.summary {run}/subsets/adg\n")
+    with pytest.raises(InputError, match="subsets/mine/ not found; there are: adg, drawn"):
+        stage(summary, run / "subsets/mine")
+
+
+def test_a_list_of_files_breaks_between_paths(config_file, stage, tmp_path: Path):
+    folder = tmp_path / "my many long runs of the last weeks" / "run 1 of the first week"
+    path = config_file(output_dir=str(folder))
+    make(path, stage, folder)
+    lines = shown(folder).partition("== Files")[2].splitlines()[1:]
+    paths = [part for line in lines for part in line[10:].removesuffix(",").split(", ")]
+    assert len(paths) > 5 and all(Path(part).exists() for part in paths)
 
 
 def test_a_stage_that_is_being_redone_is_out_of_date(run: Path, config_file):
