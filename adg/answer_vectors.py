@@ -10,11 +10,11 @@ n records of a chunk, K answers, W windows (the first is embedding.layers), H hi
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from adg.base import arrays, artifacts
-from adg.config import Config
 from adg.geometry import centred_grams
 
 EMPTY_VECTORS = {"leave_out": np.nan, "zero": 0.0}  # in place of what the recipe makes of one
@@ -24,38 +24,46 @@ CHECK_FOLDER = "check_answers"  # ids and vectors of the first answers, from sam
 BY_SAMPLING, BY_FORWARD, KEPT = "vectors_by_sampling", "vectors_by_forward", "vectors_kept"
 
 
-def chunk_paths(folder: Path, index: int, config: Config) -> dict[str, Path]:
+class Settings(Protocol):
+    """What is needed of the section `embedding`."""
+
+    windows: dict[str, list[int]]
+    keep_answer_embeddings: bool
+    empty_answers: str
+
+
+def chunk_paths(folder: Path, index: int, settings: Settings) -> dict[str, Path]:
     """{folder's name: file} of one chunk, in the order in which they are written."""
-    names = [f"window_grams/{name}" for name in config.embedding.windows] + ["answer_grams"]
-    if config.embedding.keep_answer_embeddings:
+    names = [f"window_grams/{name}" for name in settings.windows] + ["answer_grams"]
+    if settings.keep_answer_embeddings:
         names.insert(0, "answer_embeddings")
     return {name: folder / name / artifacts.chunk_name(index, "npy") for name in names}
 
 
-def num_rows(folder: Path, index: int, config: Config) -> int:
+def num_rows(folder: Path, index: int, settings: Settings, num_answers: int) -> int:
     """Records of a chunk that have all their vectors, for this K."""
-    num_answers, rows = config.generation.num_answers, []
-    for path in chunk_paths(folder, index, config).values():
+    rows = []
+    for path in chunk_paths(folder, index, settings).values():
         shape = arrays.shape_of(path) if path.exists() else (0, num_answers)
         rows.append(shape[0] if shape[1] == num_answers else 0)
     return min(rows)
 
 
-def write(folder: Path, index: int, vectors: np.ndarray, empty: np.ndarray, config: Config, *,
-          after: int = 0, kept: dict[int, dict[str, np.ndarray]] | None = None) -> None:
+def write(folder: Path, index: int, vectors: np.ndarray, empty: np.ndarray, settings: Settings,
+          *, after: int = 0, kept: dict[int, dict[str, np.ndarray]] | None = None) -> None:
     """Write the vectors of a chunk's records after the first `after`, which exist.
 
     Vectors [n, K, W, H] need not be unit; `empty` [n, K] ones become what embedding.empty_answers
     says. `kept` has what is to be written of other records ({folder's name: row}) by their number
     among those after `after`; the n are the records between, in order.
     """
-    if config.embedding.empty_answers in EMPTY_VECTORS:
-        vectors[empty] = EMPTY_VECTORS[config.embedding.empty_answers]
+    if settings.empty_answers in EMPTY_VECTORS:
+        vectors[empty] = EMPTY_VECTORS[settings.empty_answers]
     first = vectors[:, :, 0]                                                        # [n, K, H]
     values = {"answer_embeddings": unit(first), "answer_grams": centred_grams(first)}
     values |= {f"window_grams/{name}": centred_grams(vectors[:, :, number])
-               for number, name in enumerate(config.embedding.windows, start=1)}
-    for name, path in chunk_paths(folder, index, config).items():
+               for number, name in enumerate(settings.windows, start=1)}
+    for name, path in chunk_paths(folder, index, settings).items():
         kept_rows = {number: row[name] for number, row in (kept or {}).items()}
         arrays.write_array(path, among(values[name].astype(np.float32), kept_rows), after=after)
 
@@ -75,16 +83,15 @@ def unit(vectors: np.ndarray) -> np.ndarray:
         return vectors / np.where(lengths > 0, lengths, 1.0)
 
 
-def num_bytes(num_records: int, width: int, config: Config) -> int:
+def num_bytes(num_records: int, width: int, settings: Settings, num_answers: int) -> int:
     """Bytes that the vectors of so many records take on disk, of a model of this hidden width."""
-    num_answers = config.generation.num_answers
-    kept = width * num_answers if config.embedding.keep_answer_embeddings else 0
-    return 4 * num_records * (num_answers**2 * (1 + len(config.embedding.windows)) + kept)
+    kept = width * num_answers if settings.keep_answer_embeddings else 0
+    return 4 * num_records * (num_answers**2 * (1 + len(settings.windows)) + kept)
 
 
-def remove(folder: Path, index: int, config: Config) -> None:
+def remove(folder: Path, index: int, settings: Settings) -> None:
     """Remove the vectors of a chunk whose answers are about to change."""
-    for path in chunk_paths(folder, index, config).values():
+    for path in chunk_paths(folder, index, settings).values():
         path.unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """What must hold among several keys of a configuration; the limits of one key stand at the key."""
 
+import codecs
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ def check_output_dir(config: "Config") -> None:
     require(_may_hold_a_run(Path(config.output_dir)), "output_dir", config.output_dir, "a folder "
             "for one run, as in runs/mine: not the repository, its source folders or one that "
             "contains it, nor your home folder or /")
+    folder = Path(config.output_dir)
+    nearest = next((path for path in (folder, *folder.parents) if os.path.exists(path)), ROOT)
+    require(nearest.is_dir(), "output_dir", config.output_dir, f"a folder, and {nearest} is a file")
 
 
 def _may_hold_a_run(folder: Path) -> bool:
@@ -31,18 +35,24 @@ def _may_hold_a_run(folder: Path) -> bool:
                 or (top / "__init__.py").is_file())
 
 
+_NO_FILES = ("idna", "punycode", "unicode-escape", "raw-unicode-escape")  # codecs of other things
+
+
 def check_pool(config: "Config") -> None:
     pool = config.pool
     require(pool.encoding == "auto" or _is_codec(pool.encoding), "pool.encoding", pool.encoding,
             "auto or a Python codec for text such as utf-8, cp1252 or utf-16")
+    require(pool.on_hub() or Path(pool.path).resolve() != Path("/"), "pool.path", pool.path,
+            "a file, or a folder that holds only the pool")
     require(pool.schema == "auto" or not pool.fields, "pool.schema", pool.schema,
             "auto with pool.fields, which name every field")
 
 
 def _is_codec(name: str) -> bool:
-    """Whether Python has a text encoding of this name."""
+    """Whether Python has an encoding of text files of this name."""
     try:
-        return "a\n".encode(name).decode(name) == "a\n"
+        return ("a\n".encode(name).decode(name) == "a\n"
+                and codecs.lookup(name).name not in _NO_FILES)
     except (LookupError, ValueError):  # unknown or of bytes alone; a name with a NUL
         return False
 

@@ -40,7 +40,7 @@ class SelectionConfig(_Keys):
 
     def facts(self) -> Facts:
         """What the pipeline knows of the method, as it is configured."""
-        return METHODS[self.method].facts(self.settings())
+        return METHODS[self.method].facts(self.settings(), self.measure)
 
     def fill_in(self, pool: str) -> None:
         """Fill in what is null and follows from the method and the name of the pool's file."""

@@ -48,10 +48,10 @@ def main() -> None:
                           dry_run=command.dry_run)
     if run is None:
         return
+    pool = Pool(run.folder)
     source = LocalModel(folders.local_folder(config.model.name_or_path, config.output_dir),
                         config.model.trust_remote_code)
     check_model(source, run)
-    pool = Pool(run.folder)
     stage = EmbedStage(run, pool, Answers(run.folder, pool), source)
     for index in distributed.my_share(range(len(stage.chunks.rows))):
         stage.answers_of(index)  # all are read once before the first is embedded
@@ -126,7 +126,8 @@ class EmbedStage:
         """How many of a chunk's records have their (instruction's vector, answers' vectors)."""
         path = self.instructions_path(index)
         return (arrays.shape_of(path)[0] if path.exists() else 0,
-                answer_vectors.num_rows(self.run.folder, index, self.config))
+                answer_vectors.num_rows(self.run.folder, index, self.config.embedding,
+                                        self.config.generation.num_answers))
 
     def instructions_path(self, index: int) -> Any:
         """The file of a chunk's instruction vectors."""
@@ -176,7 +177,8 @@ class EmbedStage:
             "texts": f"{texts:,}, {tokens:,} tokens with each prompt counted once; {cut:,} cut",
         }, records=num_records, chunks=self.chunks.rows, missing=to_do,
             disk=4 * num_records * width
-            + answer_vectors.num_bytes(num_records, width, self.config))
+            + answer_vectors.num_bytes(num_records, width, self.config.embedding,
+                                       self.config.generation.num_answers))
 
     def prepare(self, index: int) -> Work:
         """Read and tokenise a chunk, and see what of it is to be embedded."""
@@ -230,7 +232,7 @@ class EmbedStage:
             answer_vectors.write(
                 self.run.folder, work.index,
                 vectors[number:].reshape(*shape, *vectors.shape[1:]), work.empty.reshape(shape),
-                self.config, after=work.answers.rows, kept=work.answers.moved)
+                self.config.embedding, after=work.answers.rows, kept=work.answers.moved)
 
 
 def one_ahead(prepare: Callable[[int], Work], chunks: Iterable[int]) -> Iterator[Work]:

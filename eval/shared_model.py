@@ -15,7 +15,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from adg.base import artifacts, distributed, logs, process, screen
+from adg.base import artifacts, distributed, log_file, process, screen
 
 
 def shared(kind: type) -> type:
@@ -137,7 +137,7 @@ def _remembering(model: Any, folder: Path | None, asked: Iterable[tuple],
         return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{distributed.rank()}.jsonl").open("a+b", buffering=0) as log:
-        logs.drop_torn_line(log)
+        log_file.drop_torn_line(log)
         model.set_cache_hook(_Log(log, asked, count))
         try:
             yield
@@ -159,7 +159,7 @@ class _Log:
 
         context, other = request
         key = hash_args(method, (context, self._options.get(context, other)))
-        logs.append_line(self._log, json.dumps({"key": key, "result": result}))
+        log_file.append_line(self._log, json.dumps({"key": key, "result": result}))
         self._count()
         process.beat()
 
@@ -173,7 +173,7 @@ def _remembered(folder: Path | None, method: str, arguments: list[tuple]) -> dic
     results = {}
     for path in sorted(folder.glob("*.jsonl")):
         with path.open("a+b", buffering=0) as log:
-            lines = logs.drop_torn_line(log)
+            lines = log_file.drop_torn_line(log)
         rows = [artifacts.parse_record(line, f"{path}:{number}")
                 for number, line in enumerate(lines, start=1)]
         results |= {row["key"]: row["result"] for row in rows}

@@ -44,7 +44,7 @@ def _lines_of_text(text: TextFile, parse: "Parser") -> Iterator[Raw]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield parse.line(line, str(text.path), number)
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             raise InputError(f"{text.path}: {text.problem} ({error})") from None
 
 
@@ -93,7 +93,7 @@ def read_array(path: Path, settings: PoolConfig) -> Iterator[Raw]:
                 yield from read_lines(path, settings)
             else:
                 yield from reader.elements()
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise InputError(f"{path}: {text.problem} ({error})") from None
 
 

@@ -10,7 +10,7 @@ from adg.config import Config
 from adg.records import normalise, problem_of
 from generation.contamination import Benchmarks
 from generation.raw import Raw
-from generation.schemas import Unusable, converter
+from generation.schemas import Unusable, check_mapped, converter
 
 _SHOWN = 8  # reasons that are listed when too many records are unusable
 
@@ -33,20 +33,23 @@ class Judge:
         self._benchmarks = (Benchmarks(Path(config.eval.data_dir))
                             if config.compares_with_benchmarks() else None)
         self._convert = converter(schema, config.pool)
+        self._raw_fields: dict[str, None] = {}  # of all records, where pool.fields names some
+        self.ids = 0  # records that bring an id of their own
         self.usable = self.dropped = self.rejected = self._broken = self._seen = 0
         self.fields: dict[str, None] = {}  # of the usable records, in the order of their appearance
         self.overlaps: list[dict] = []  # a row for each record that shares words with a question
         self._places: dict[str, str] = {}  # of each id
         self._hashes: set[bytes] = set()
-        self._reasons: Counter[str] = Counter()
-        self._first: dict[str, str] = {}  # place of the first record with each reason
+        self.reasons: Counter[str] = Counter()  # of all that are rejected
+        self._first: dict[str, str] = {}  # place of the first unusable record with each reason
 
     def __call__(self, raw: Raw) -> Verdict:
         """What becomes of the next record."""
         record, reason = self._read(raw, self._seen)
         self._seen += 1
         if reason is not None:
-            self._note_broken(reason, raw)
+            self._broken += 1
+            self._first.setdefault(_kind(reason), raw.place())
         elif self._settings.duplicates != "keep" and self._is_duplicate(record):
             if self._settings.duplicates == "drop":
                 self.dropped += 1
@@ -56,6 +59,7 @@ class Judge:
             reason = self._contamination(record)
         if reason is not None:
             self.rejected += 1
+            self.reasons[_kind(reason)] += 1
             return Verdict(None, reason)
         self._places[record["id"]] = raw.place()
         self.usable += 1
@@ -69,6 +73,8 @@ class Judge:
             return Verdict(None, raw.problem)
         if not isinstance(raw.value, dict):
             return Verdict(None, f"a {type(raw.value).__name__}, not an object")
+        if self._settings.fields and not raw.value.keys() <= self._raw_fields.keys():
+            self._raw_fields |= dict.fromkeys(raw.value)
         try:
             record = self._convert(raw.value)
             problem = problem_of(record)
@@ -78,17 +84,12 @@ class Judge:
             if raw.separator and problem.endswith("is missing"):
                 problem += f", the separator is {raw.separator}"
             return Verdict(None, problem)
+        self.ids += record.get("id") is not None
         record = normalise(record, position)
         if (place := self._places.get(record["id"])) is not None:
             return Verdict(None, f"its id is another's (the id {record['id']!r} is that of {place} "
                                  f"too)")
         return Verdict(record)
-
-    def _note_broken(self, reason: str, raw: Raw) -> None:
-        kind = reason.split(" (")[0]
-        self._broken += 1
-        self._reasons[kind] += 1
-        self._first.setdefault(kind, raw.place())
 
     def _is_duplicate(self, record: dict) -> bool:
         text = "\0".join(record[name] for name in ("instruction", "input", "output"))
@@ -109,12 +110,16 @@ class Judge:
                 f"({overlap.words})")
 
     def check(self) -> None:
-        """InputError where nothing is usable, or too much is not."""
+        """InputError where pool.fields names what no record has, nothing is usable, or too much is
+        not."""
+        check_mapped(self._settings, self._raw_fields)
         path, limit = self._settings.path, self._settings.max_rejected
         if self.usable and self._broken <= limit * self._seen:
             return
+        unusable = [(kind, number) for kind, number in self.reasons.most_common()
+                    if kind in self._first]
         reasons = "; ".join(f"{number} x {kind} (first: {self._first[kind]})"
-                            for kind, number in self._reasons.most_common(_SHOWN))
+                            for kind, number in unusable[:_SHOWN])
         if not self._seen:
             raise InputError(f"pool.path: {path} holds no record")
         if not self.usable:
@@ -123,3 +128,8 @@ class Judge:
         raise InputError(f"pool.path: {self._broken} of {self._seen} records of {path} cannot be "
                          f"used (schema {self._schema}), more than pool.max_rejected ({limit:g}): "
                          f"{reasons}")
+
+
+def _kind(reason: str) -> str:
+    """A reason without what is particular to one record."""
+    return reason.split(" (")[0]

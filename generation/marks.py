@@ -36,6 +36,11 @@ class Marks:
             if search(text):
                 ids.append(record["id"])
 
+    def rename(self, changed: dict[str, str]) -> None:
+        """Take in that records have other ids: {id noted here: id}."""
+        for ids in self.ids.values():
+            ids[:] = [changed.get(id, id) for id in ids]
+
     def notes(self, listed_in: Path) -> list[str]:
         """What was found, in words, a line each."""
         tokens, markers = map(len, self.ids.values())

@@ -14,6 +14,7 @@ Writes  pool.jsonl            N usable records, each with an id
 import os
 from collections.abc import Iterator
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from adg.base import artifacts
@@ -23,6 +24,7 @@ from adg.config import Config
 from adg.pipeline import planning, stage_run
 from adg.pipeline.command import parse_command
 from adg.records import subset_names
+from generation import ids
 from generation.judge import Judge
 from generation.marks import Marks
 from generation.raw import Raw
@@ -49,10 +51,14 @@ def main() -> None:
             artifacts.written_aside(run.folder / "rejected.jsonl") as rejects, \
             rejects.open("w", encoding="utf-8", newline="\n") as rejected:
         outcome = sort_out(config, usable, rejected, marks)
+        usable.flush()
+        kept = keep_previous_ids(run, pool, outcome, marks)
         run.start()
         run.count(0, marks.ids)
         if config.compares_with_benchmarks():
             artifacts.write_jsonl(run.folder / "contamination.jsonl", outcome.overlaps)
+    if kept.changed:
+        say(f"[prepare] {kept.records} records keep the ids they had")
     say_outcome(outcome, marks, run)
     run.finish(records=outcome.usable, rejected=outcome.rejected,
                dropped_duplicates=outcome.dropped, schema=outcome.schema,
@@ -69,22 +75,27 @@ class Outcome(NamedTuple):
     schema: str
     fields: list[str]  # of the usable records
     overlaps: list[dict]  # a row for each record that shares words with a benchmark's question
+    ids: int  # records that bring an id of their own
+    reason: str | None  # why most of the rejected ones are
 
 
 def plan(run: stage_run.StageRun) -> None:
     """Report what would become of the pool, which is read for that."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         outcome = sort_out(run.config, nowhere, nowhere)
-    planning.show(run, {"schema": outcome.schema,
-                        "records": f"{outcome.usable:,} usable, {outcome.rejected:,} rejected"},
-                  records=outcome.usable, disk=outcome.size)
+    mostly = f" (mostly: {outcome.reason})" if outcome.reason else ""
+    planning.show(run, {
+        "schema": describe_schema(outcome, run.config),
+        "records": f"{outcome.usable:,} usable, {outcome.rejected:,} rejected{mostly}"},
+        records=outcome.usable, disk=outcome.size)
+    for line in describe_fields(outcome):
+        say(f"  {line}")
 
 
 def say_outcome(outcome: Outcome, marks: Marks, run: stage_run.StageRun) -> None:
     """Say what became of the pool."""
     settings = run.config.pool
-    say(f"[prepare] schema: {outcome.schema}"
-        + (", inferred from the first records" if settings.schema == "auto" else ""))
+    say(f"[prepare] schema: {describe_schema(outcome, run.config)}")
     say(f"[prepare] {outcome.usable} records in the pool, {outcome.rejected} rejected"
         + (f": see {run.folder / 'rejected.jsonl'}" if outcome.rejected else "")
         + (f"; {outcome.dropped} duplicates dropped" if outcome.dropped else ""))
@@ -94,6 +105,14 @@ def say_outcome(outcome: Outcome, marks: Marks, run: stage_run.StageRun) -> None
         say(f"[prepare] {len(outcome.overlaps)} records share 13 words in a row with a question of "
             f"a benchmark ({'left out' if settings.decontaminate == 'drop' else 'kept'}): see "
             f"{run.folder / 'contamination.jsonl'}")
+
+
+def describe_schema(outcome: Outcome, config: Config) -> str:
+    """The schema, and where it is from."""
+    if config.pool.fields:
+        return "that of pool.fields"
+    inferred = ", inferred from the first records" if config.pool.schema == "auto" else ""
+    return f"{outcome.schema}{inferred}"
 
 
 def describe_fields(outcome: Outcome) -> list[str]:
@@ -139,7 +158,21 @@ def sort_out(config: Config, usable: TextIO, rejected: TextIO,
             break
     judge.check()
     return Outcome(judge.usable, judge.rejected, judge.dropped, size, schema, list(judge.fields),
-                   judge.overlaps)
+                   judge.overlaps, judge.ids,
+                   next((reason for reason, _ in judge.reasons.most_common(1)), None))
+
+
+def keep_previous_ids(run: stage_run.StageRun, pool: Path, outcome: Outcome,
+                      marks: Marks) -> ids.Kept:
+    """Where no record brings an id, have those that the run folder has already keep theirs."""
+    previous = run.folder / "pool.jsonl"
+    if outcome.ids or run.overwrite or not previous.is_file():
+        return ids.Kept(0, {})
+    kept = ids.keep_ids(pool, previous)
+    marks.rename(kept.changed)
+    for row in outcome.overlaps:
+        row["id"] = kept.changed.get(row["id"], row["id"])
+    return kept
 
 
 def _with_schema(config: Config) -> tuple[str, Iterator[Raw]]:

@@ -30,9 +30,10 @@ from adg.config import Config
 from adg.models import folders
 from adg.models.loading import LocalModel
 from adg.pipeline import earlier, planning, stage_run
-from adg.pipeline.checks import check_bins, check_budget
 from adg.pipeline.chunks import Chunks
 from adg.pipeline.command import parse_command
+from adg.pipeline.readiness import objections
+from adg.pipeline.stages import needed_stages
 from adg.prompts import Prompter
 from adg.records import Pool
 from generation.drafts import Draft, draw
@@ -58,8 +59,8 @@ def main() -> None:
     if config.embedding.source == "sampling":
         run.makes_part_of("embed")
     pool = Pool(run.folder)
-    check_bins(config, len(pool))  # what later stages would refuse, before the hours of this one
-    check_budget(config, len(pool))
+    for objection in objections("sample", needed_stages(config), config):
+        distributed.say(f"[sample] note: {objection}")
     distributed.claim_gpus(config.model.tensor_parallel_size, "model.tensor_parallel_size")
     source = backbone(config)
     stage = SampleStage(run, pool, source, load_prompter(source, config))
@@ -187,7 +188,8 @@ class SampleStage:
         disk = pool_bytes * num_records // len(self.pool) + at_most * _BYTES_PER_TOKEN
         if self.config.embedding.source == "sampling":
             disk += answer_vectors.num_bytes(num_records, self.source.described.hidden_size,
-                                             self.config)
+                                             self.config.embedding,
+                                             self.config.generation.num_answers)
         return {
             "records": f"{num_records:,} of {len(self.pool):,} to do",
             "prompts": f"{tokens:,} tokens; {fits['cut']:,} cut, {fits['too_long']:,} rejected",
@@ -206,8 +208,9 @@ def write_vectors(folder: Path, draft: Draft, width: int, config: Config,
     after = draft.num_on_disk
     moved = {number: before.vectors(row, config) for number, row in enumerate(draft.kept)
              if number >= after and row is not None}
-    if None in moved.values() or answer_vectors.num_rows(folder, draft.index, config) < after:
-        answer_vectors.remove(folder, draft.index, config)
+    if None in moved.values() or answer_vectors.num_rows(
+            folder, draft.index, config.embedding, config.generation.num_answers) < after:
+        answer_vectors.remove(folder, draft.index, config.embedding)
         return
     shape = (config.generation.num_answers, 1 + len(config.embedding.windows), width)
     drawn = {number: draft.vectors.get(number, np.full(shape, np.nan, np.float32))
@@ -216,7 +219,7 @@ def write_vectors(folder: Path, draft: Draft, width: int, config: Config,
     draft.notes[answer_vectors.BY_SAMPLING] = len(drawn)
     vectors = np.stack([*drawn.values()]) if drawn else np.empty((0, *shape), np.float32)
     empty = np.isnan(vectors).any(axis=(2, 3))                                     # [n, K]
-    answer_vectors.write(folder, draft.index, vectors, empty, config, after=after,
+    answer_vectors.write(folder, draft.index, vectors, empty, config.embedding, after=after,
                          kept={number - after: rows for number, rows in moved.items()})
 
 
@@ -234,9 +237,10 @@ def write_checked(folder: Path, draft: Draft, drawn: dict[int, np.ndarray]) -> N
 
 def show_prompts(number: int, config: Config) -> None:
     """Print what the model reads of the first records, special tokens included."""
+    pool = Pool(Path(config.output_dir))
     source = backbone(config)
     tokenizer, prompter = source.tokenizer(), load_prompter(source, config)
-    for record in Pool(Path(config.output_dir)).rows(range(number)):
+    for record in pool.rows(range(number)):
         ids, how = prompter.fitted(record)
         if prompter.control_tokens.are_in(record["instruction"], record["input"]):
             how += ", control tokens in the record as text"

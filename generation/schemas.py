@@ -4,6 +4,7 @@ Fields that a schema does not use travel along. A record of several turns become
 last (pool.multi_turn).
 """
 
+import difflib
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -110,14 +111,38 @@ def detect(records: Iterable[Any], separator: str | None = None) -> str:
     return best
 
 
+def _mapped(settings: PoolConfig) -> Callable[[dict], dict]:
+    """Takes what pool.fields names from there alone, never from a field of the usual name."""
+    names = settings.fields
+    rename = _renamed(**names)
+
+    def convert(record: dict) -> dict:
+        for target in ("instruction", "output"):
+            if target in names and names[target] not in record:
+                raise Unusable(f"{names[target]} is missing")
+        usual = names.keys() - names.values()
+        return rename({key: value for key, value in record.items() if key not in usual}, settings)
+
+    return convert
+
+
+def check_mapped(settings: PoolConfig, fields: Iterable[str]) -> None:
+    """InputError where pool.fields names a field that is not among those of the records."""
+    fields = list(map(str, fields))
+    for target, name in settings.fields.items():
+        if fields and name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0)
+            raise InputError(f"pool.fields.{target} is {name}, which no record has; did you mean "
+                             f"{near[0]}?")
+
+
 def converter(name: str, settings: PoolConfig) -> Callable[[dict], dict]:
     """What makes an Alpaca record of one of schema `name`, or of the names in pool.fields.
 
     Raises Unusable where a record is none.
     """
     if settings.fields:
-        by_name = _renamed(**settings.fields)
-        return lambda record: by_name(record, settings)
+        return _mapped(settings)
     schema = SCHEMAS[name]
 
     def convert(record: dict) -> dict:

@@ -51,8 +51,7 @@ class TextFile:
         guess = guess_encoding(self.path)
         if not guess.certain:
             raise InputError(f"pool.encoding is auto, but the encoding of {self.path} is not "
-                             f"certain ({_either(guess.names)}): name it, as in "
-                             f"pool.encoding={(guess.names or ['cp1252'])[0]}")
+                             f"certain ({_either(guess.names)}): {_advice(guess.names)}")
         return guess.names[0]
 
     def open(self, *, newline: str | None = None, errors: str = "strict") -> TextIOWrapper:
@@ -73,7 +72,7 @@ class TextFile:
         names = [other for other in guess.names if other not in (UTF_8, self.encoding)]
         if not names:
             return f"not {name}"
-        return f"not {name}, {_either(names)}: try pool.encoding={names[0]}"
+        return f"not {name}, {_either(names)}: {_advice(names)}"
 
 
 def kind(path: Path) -> str:
@@ -88,6 +87,13 @@ def opened(path: Path) -> BinaryIO:
 
 def _either(names: list[str]) -> str:
     return f"perhaps {' or '.join(names)}" if names else "no encoding fits it"
+
+
+def _advice(names: list[str]) -> str:
+    """What to do with guesses: another encoding than the right one gives wrong letters unseen."""
+    if len(names) == 1:
+        return f"try pool.encoding={names[0]}"
+    return "find out which it is and name it in pool.encoding"
 
 
 def guess_encoding(path: Path) -> Guess:
@@ -159,4 +165,5 @@ def _guess(lines: list[bytes]) -> Guess:
     certain = bool(ranked) and -ranked[0][1] >= _COHERENT and all(
         mess > ranked[0][0] + _CLOSE for mess, *_ in ranked[1:])
     near = [preference for mess, _, preference in ranked if mess <= ranked[0][0] + _CLOSE]
+    near.sort(key=lambda preference: preference > 0)  # first cp1252, which most files are in
     return Guess([_GUESSED[preference] for preference in near][:_NAMED], certain)

@@ -178,8 +178,10 @@ def test_a_first_dry_run_counts_from_the_pool_itself(config_file, tmp_path: Path
     stage(pipeline_module, path, "--dry-run", "--seeds", seeds)
     said = capsys.readouterr().out
     assert tree(tmp_path) == before and "dry-run-" not in said
-    assert said.count("[prepare] dry run, nothing is written:\n  schema    alpaca\n") == seeds
-    assert said.count("[sample] dry run, nothing is written:\n  records   10 of 10 to do") == seeds
+    nothing = "dry run, nothing is written to output_dir:"
+    assert said.count(f"[prepare] {nothing}\n  schema    alpaca, inferred from the first records\n"
+                      ) == seeds
+    assert said.count(f"[sample] {nothing}\n  records   10 of 10 to do") == seeds
     assert said.count("  answers   30, 180 tokens at most") == seeds
     for name in ["run", "run-seed43"][:seeds]:
         assert (f"[embed] cannot say yet: embed needs {tmp_path}/{name}/answers/, which is "
@@ -199,6 +201,40 @@ def test_a_first_dry_run_says_what_the_pool_is_too_small_for(config_file, tmp_pa
     assert tree(tmp_path) == before
 
 
+def test_a_first_dry_run_keeps_the_model_that_it_converts(config_file, tmp_path: Path, stage,
+                                                          in_process, tiny_gguf, capsys):
+    path = config_file(model={"name_or_path": str(tiny_gguf)}, output_dir=str(tmp_path / "r/run"))
+    stage(pipeline_module, path, "prepare", "sample", "--dry-run")
+    [folder] = (tmp_path / "r/models").glob("tiny-*")
+    assert [entry.name for entry in (tmp_path / "r").iterdir()] == ["models"]
+    said = capsys.readouterr().out
+    assert f"weights: {folder}\n" in said and "dry-run-" not in said
+    stage(pipeline_module, path, "prepare", "sample", "--dry-run")
+    assert "is converted" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--show-prompts", "1"], []])
+def test_no_model_is_converted_for_a_pool_that_is_missing(config_file, tmp_path: Path, stage,
+                                                          tiny_gguf, arguments):
+    path = config_file(model={"name_or_path": str(tiny_gguf)})
+    for module in [sample_answers, embed][: 2 - len(arguments) // 2]:
+        with pytest.raises(InputError, match="pool.jsonl"):
+            stage(module, path, *arguments)
+    assert not (tmp_path / "models").exists()
+
+
+def test_only_a_run_with_select_is_refused_for_its_budget(config_file, stage, in_process, capsys,
+                                                          tmp_path: Path):
+    path = config_file(selection={"budget": 11})
+    refusal = "select would refuse: selection.budget is 11, but the pool has 10"
+    with pytest.raises(InputError, match=refusal):
+        stage(pipeline_module, path)
+    assert not (tmp_path / "run/answers").exists()
+    stage(pipeline_module, path, "prepare", "sample")
+    assert f"[sample] note: {refusal}" in capsys.readouterr().out
+    assert len(list((tmp_path / "run/answers").iterdir())) == 3
+
+
 def test_a_first_dry_run_that_is_stopped_leaves_nothing(config_file, tmp_path: Path, stage,
                                                         in_process, monkeypatch):
     def stop(*_: object) -> None:
@@ -206,7 +242,7 @@ def test_a_first_dry_run_that_is_stopped_leaves_nothing(config_file, tmp_path: P
 
     path = config_file()
     before = tree(tmp_path)
-    monkeypatch.setattr(sample_answers, "plan", stop)
+    monkeypatch.setattr(sample_answers.SampleStage, "plan", stop)
     with pytest.raises(KeyboardInterrupt):
         stage(pipeline_module, path, "--dry-run")
     assert tree(tmp_path) == before

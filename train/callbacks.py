@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from adg.base import artifacts, distributed, logs, process
+from adg.base import artifacts, distributed, log_file, process
 from adg.base.errors import InputError
 from train.batches import Order
 
@@ -51,7 +51,7 @@ class Progress(TrainerCallback):
                                          self._records[state.global_step])
         if distributed.rank() == 0:
             with self._metrics.open("a+b", buffering=0) as log:
-                logs.drop_torn_line(log)
+                log_file.drop_torn_line(log)
             rows = [row for row in artifacts.JsonlRows(self._metrics)
                     if row["step"] <= state.global_step]
             artifacts.write_jsonl(self._metrics, rows)
@@ -88,7 +88,7 @@ class Progress(TrainerCallback):
                    "grad_norm": logs.get("grad_norm"),
                    "tokens": self._tokens[state.global_step], **self._rates}
             with self._metrics.open("ab", buffering=0) as log:
-                logs.append_line(log, artifacts.to_line(row))
+                log_file.append_line(log, artifacts.to_line(row))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._bar.close()

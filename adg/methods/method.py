@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ADG_COLUMNS = ("bin", "num_answers", "dispersion", "anisotropy", "score")  # of scores.jsonl
 VECTOR = "vector"  # key of what a measurer returns that is kept as an array, a row of [H] each
 EVERY = ("seed", "selection.method", "selection.budget")  # keys of every method
-MEASURED = "measures/{measure}/"  # {measure}: selection.measure
+MEASURED = "measures/{measure}/"  # {measure}: its name
 
 
 # What a method declares
@@ -116,7 +116,7 @@ class Facts:
 
     def measures(self) -> bool:
         """Whether stage measure comes before the choice."""
-        return MEASURED in self.inputs
+        return bool(self.models)
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,16 @@ class Method:
     note: Callable[[Any, float], str | None] = lambda settings, num_answers: None
     """What a person should know who has num_answers of each record; None: nothing."""
 
-    def facts(self, settings: Any) -> Facts:
-        """What the pipeline knows of it."""
+    def facts(self, settings: Any, measure_name: str | None) -> Facts:
+        """What the pipeline knows of it, with a measure of this name."""
         reads = self.reads(settings)
         later = tuple(key for key, default in self.later_keys.items()
                       if getattr(settings, key.rpartition(".")[2]) != default)
         measure = self.measure if MEASURED in reads.required else None
         return Facts(
-            self.title, self.about, self.heeds_budget, (*self.keys, *later), *reads, self.files,
+            self.title, self.about, self.heeds_budget, (*self.keys, *later),
+            *(tuple(path.format(measure=measure_name) for path in paths) for paths in reads),
+            self.files,
             measure_keys=measure.keys if measure else (),
             measure_inputs=tuple(measure.models) if measure else (),
             models=measure.models if measure else {})

@@ -214,7 +214,8 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _dequantise(source: Path, folder: Path) -> None:
-    print(f"note: {source.name} is converted once to a folder of float32 weights: {folder}",
+    print(f"note: {source.name} is converted once to a folder of float32 weights: "
+          f"{folder.resolve()}",
           flush=True)
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)

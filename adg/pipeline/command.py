@@ -40,7 +40,8 @@ def parse_command(about: str, argv: list[str] | None = None, *,
     parser.add_argument("--overwrite", action="store_true",
                         help="delete this stage's earlier output of that name and run it again")
     parser.add_argument("--dry-run", action="store_true",
-                        help="print what there is to do and how long it may take; write nothing")
+                        help="print what there is to do and how long it may take; write "
+                             "nothing to output_dir")
     parser.add_argument("--print-config", action="store_true",
                         help="print the resolved configuration and exit")
     parser.set_defaults(show_prompts=0)

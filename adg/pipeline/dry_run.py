@@ -1,4 +1,4 @@
-"""--dry-run: each stage says what it would do, and nothing is written."""
+"""--dry-run: each stage says what it would do, and nothing is written to output_dir."""
 
 import contextlib
 import os
@@ -74,7 +74,10 @@ def prepared_aside(name: str, arguments: list[str], config: Config,
     beside = nearest(folder)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.dry-run-", dir=beside if os.access(
             beside, os.W_OK) else None) as aside:
-        if (models := folder.with_name("models")).is_dir():
+        models = folder.with_name("models")
+        if Path(config.model.name_or_path).suffix == ".gguf" and os.access(beside, os.W_OK):
+            models.mkdir(parents=True, exist_ok=True)  # the run finds what this converts
+        if models.is_dir():
             (Path(aside) / "models").symlink_to(models)
         prepared = Path(aside) / folder.name
         words = [word for word in arguments if word != "--dry-run"]

@@ -143,7 +143,8 @@ class Earlier:
             if all(match.row.get(name) == row.get(name)
                    for name in ("generated_answers", "token_ids")):
                 vectors = {name: self._vector(match, name)
-                           for name in answer_vectors.chunk_paths(match.root, match.index, config)}
+                           for name in answer_vectors.chunk_paths(match.root, match.index,
+                                                                  config.embedding)}
                 if all(values is not None and len(values) == config.generation.num_answers
                        for values in vectors.values()):
                     return vectors

@@ -105,7 +105,11 @@ class Identities:
         if source.kind == "files" and (files := _beside(path)):
             return {"name": path.name, "sha256": self._hashes.tree(path.parent, files)}
         if source.kind in ("folder", "pool") and path.is_dir():
-            return {"name": path.name, "sha256": self._hashes.tree(path, visible_files(path))}
+            try:
+                files = visible_files(path)
+            except OSError as error:
+                raise InputError(f"{source.key}: {path}/ cannot be read ({error})") from None
+            return {"name": path.name, "sha256": self._hashes.tree(path, files)}
         if source.kind == "folder" or not path.is_file():
             shown = f"{path}/" if source.kind == "folder" else path
             raise InputError(f"{source.key}: {shown} not found{looked_in(path)}")

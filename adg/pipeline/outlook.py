@@ -21,7 +21,8 @@ def of_vectors(config: Config, num_records: int) -> list[str]:
     source = source_of(config.model.name_or_path)
     if source.is_dir():
         width = LocalModel(source, config.model.trust_remote_code).described.hidden_size
-        needed = 4 * num_records * width + num_bytes(num_records, width, config)
+        needed = 4 * num_records * width + num_bytes(
+            num_records, width, config.embedding, config.generation.num_answers)
         lines.append(f"disk: {space(needed, Path(config.output_dir))}")
     return lines
 

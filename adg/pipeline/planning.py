@@ -25,7 +25,7 @@ def show(run: StageRun, work: dict[str, str], *, records: int, disk: int,
     lines["disk"] = space(disk, run.folder)
     lines["time"] = _time(run, records) or by_arithmetic or (
         "unknown: this run folder holds no speed of this stage yet")
-    say(f"[{run.label}] dry run, nothing is written:")
+    say(f"[{run.label}] dry run, nothing is written to output_dir:")
     width = max(8, *map(len, lines)) + 2
     for name, text in lines.items():
         say(f"  {name:<{width}}{text}")

@@ -1,7 +1,9 @@
 """What the pipeline asks before a stage: may it run, and is there anything to do?"""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from adg.base.errors import InputError
 from adg.config import Config
 from adg.pipeline.sources import is_outside
 from adg.pipeline.stage_run import StageRun
@@ -18,13 +20,23 @@ def check_ahead(stages: list[str], config: Config) -> None:
 
 
 def check_before(name: str, stages: list[str], config: Config) -> None:
-    """InputError for what a stage after an expensive one would refuse of the pool or the model."""
-    later = [check for other in stages[stages.index(name) + 1:]
-             if (check := STAGES[other].check_pool)]
+    """InputError where a stage after an expensive one would refuse the pool or the model."""
+    for objection in objections(name, stages, config):
+        raise InputError(objection)
+
+
+def objections(name: str, stages: list[str], config: Config) -> Iterator[str]:
+    """What those of `stages` that come after an expensive one would refuse of pool or model."""
+    after = list(STAGES)[list(STAGES).index(name) + 1:]
+    later = [(other, check) for other in after
+             if other in stages and (check := STAGES[other].check_pool)]
     if STAGES[name].expensive and later:
         num_records = len(Pool(Path(config.output_dir)))
-        for check in later:
-            check(config, num_records)
+        for other, check in later:
+            try:
+                check(config, num_records)
+            except InputError as error:
+                yield f"{other} would refuse: {error}"
 
 
 def already_done(name: str, config: Config, *, dry_run: bool = False) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from adg.base import artifacts, distributed, lock, logs, process, screen
+from adg.base import artifacts, distributed, lock, log_file, process, screen
 from adg.base.errors import InputError
 from adg.config import Config, to_yaml
 from adg.pipeline import record as records
@@ -200,14 +200,14 @@ class StageRun(StageView):
         """Write the log's line, then the record; whether no other rank had done so."""
         path = self.folder / "log.jsonl"
         with path.open("a+b", buffering=0) as log, lock.held(log):  # one stage at a time
-            lines = logs.drop_torn_line(log)
+            lines = log_file.drop_torn_line(log)
             record = self.record()
             if record["state"] == "finished":
                 return False
             record |= {"state": "finished", "extends": False,
                        "outputs": {name: self.identities.artefact(name) for name in self.outputs}}
             if not records.has_line(lines, record):
-                logs.append_line(log, json.dumps({
+                log_file.append_line(log, json.dumps({
                     "time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": self.name,
                     "label": self.label, "records": number, "seconds": round(seconds, 2),
                     "records_per_second": round(number / seconds, 3), **counts,

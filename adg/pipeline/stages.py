@@ -60,10 +60,6 @@ def _in(section: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{section}.{name}" for name in names)
 
 
-def _of_measure(paths: tuple[str, ...], c: Config) -> list[str]:
-    return [path.replace("{measure}", c.selection.measure or "") for path in paths]
-
-
 _WEIGHTS = ("model.dtype", "model.trust_remote_code")
 _IN_EARLIER = ("instruction_embeddings", "answer_grams", "window_grams", "answer_embeddings")
 _IN_SUBSETS = ("scores.jsonl", "top.json", "middle.json", "bottom.json", "dataset_info.json",
@@ -125,8 +121,8 @@ STAGES = {
         "adg.score_and_select", name=lambda c: c.selection.name,
         keys=EVERY,
         method_keys=lambda c: c.selection.facts().keys,
-        reads=lambda c: ["pool.jsonl", *_of_measure(c.selection.facts().inputs, c)],
-        reads_if_present=lambda c: _of_measure(c.selection.facts().optional_inputs, c),
+        reads=lambda c: ["pool.jsonl", *c.selection.facts().inputs],
+        reads_if_present=lambda c: list(c.selection.facts().optional_inputs),
         writes=lambda c: [f"subsets/{c.selection.name}/{file}" for file in _IN_SUBSETS],
         check=checks.check_method_files, check_pool=checks.check_budget, outlook=outlook.of_choice,
     ),

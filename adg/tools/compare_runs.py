@@ -44,41 +44,47 @@ def main() -> None:
     say("\n".join(describe(a, b, compare(a, b))))
 
 
+def folder_of(path: Path) -> Path:
+    """A folder subsets/NAME, or that of a run folder's last configuration; prints which one where
+    there are others."""
+    if (path / "scores.jsonl").is_file():
+        return path
+    if not (path / "config.yaml").is_file():
+        raise InputError(f"{path}: neither a run folder with a config.yaml, nor a folder "
+                         f"subsets/NAME with a scores.jsonl")
+    folder = path / "subsets" / open_run(path).selection.name
+    if not folder.is_dir():
+        names = sorted(subset.name for subset in (path / "subsets").glob("*"))
+        raise InputError(f"{path}/config.yaml, the last configuration that ran here, names the "
+                         f"selection {folder.name}, which was not found: give one of "
+                         f"{path}/subsets/ ({', '.join(names) or 'empty'})")
+    others = sorted(scores.parent.name for scores in path.glob("subsets/*/scores.jsonl")
+                    if scores.parent != folder)
+    if others:
+        print(f"{path}: the selection {folder.name}, of the last configuration that ran here; give "
+              f"{path}/subsets/NAME for another ({', '.join(others)})")
+    return folder
+
+
 def read_selection(path: Path) -> Selection:
-    """The selection in a folder subsets/NAME, or that of a run folder's own configuration, which
-    is said where there are others."""
-    folder = path
-    if not (path / "scores.jsonl").is_file():
-        if not (path / "config.yaml").is_file():
-            raise InputError(f"{path}: neither a run folder with a config.yaml, nor a folder "
-                             f"subsets/NAME with a scores.jsonl")
-        folder = path / "subsets" / open_run(path).selection.name
-        if not folder.is_dir():
-            there = sorted(own.name for own in (path / "subsets").glob("*"))
-            raise InputError(f"{path}/config.yaml, the last configuration that worked here, names "
-                             f"the selection {folder.name}, which was not found: give one of "
-                             f"{path}/subsets/ ({', '.join(there) or 'empty'})")
-        others = sorted(own.parent.name for own in path.glob("subsets/*/scores.jsonl")
-                        if own.parent != folder)
-        if others:
-            print(f"{path}: the selection {folder.name}, of the last configuration that worked "
-                  f"here; give {path}/subsets/NAME for another ({', '.join(others)})")
+    """The selection in a folder subsets/NAME or a run folder."""
+    folder = folder_of(path)
     try:
         rows = [(row["id"], *(row[name] for name in _COLUMNS))
                 for row in artifacts.JsonlRows(folder / "scores.jsonl")]
         ids = [record_id for record_id, *_ in rows]
-        values = np.array([own for _, *own in rows], dtype=np.float64)                    # [N, 3]
+        values = np.array([row[1:] for row in rows], dtype=np.float64)                   # [N, 3]
         columns = dict(zip(_COLUMNS, values.reshape(-1, len(_COLUMNS)).T, strict=True))
         top = {record["id"] for record in json.loads((folder / "top.json").read_bytes())}
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
-        raise InputError(f"{folder}: not what select writes ({error}); run select again") from None
+        raise InputError(f"{folder}: not written by select ({error}); run select again") from None
     if len(set(ids)) < len(ids):
         raise InputError(f"{folder}/scores.jsonl: an id occurs twice")
     return Selection(folder, ids, columns, top)
 
 
 def compare(a: Selection, b: Selection) -> dict:
-    """Every figure of the comparison, over the records that both have (n of them).
+    """Every number of the comparison, over the records that both have (n of them).
 
     chosen_a and chosen_b are the sizes of the top subsets, top_a and top_b how many of them are in
     both pools; shared, jaccard and by_chance are of these; spearman is None where a column does not
@@ -121,7 +127,7 @@ def describe(a: Selection, b: Selection, figures: dict) -> list[str]:
     spearman = ", ".join(f"{name} {'-' if value is None else format(value, '.3f')}"
                          for name, value in figures["spearman"].items())
     lines = [
-        *(f"{name}: {own.folder}{_source_of(own)}" for name, own in (("A", a), ("B", b))),
+        *(f"{name}: {side.folder}{_source_of(side)}" for name, side in (("A", a), ("B", b))),
         f"records: {figures['common']} in both, {figures['only_a']} only in A, "
         f"{figures['only_b']} only in B",
         f"top: {_chosen('a', figures)}, {_chosen('b', figures)}; {figures['shared']} are chosen by "

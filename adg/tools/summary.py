@@ -83,7 +83,7 @@ def out_of_date(run: Path, config: Config) -> dict[str, str]:
     folder, or has been removed from it to save disk, is not looked at.
     """
     identities, records, log = Identities(run, config), read_records(run), last_lines(run, config)
-    found: dict[str, str] = {}
+    stale: dict[str, str] = {}
     outputs = set() if (run / "pool.jsonl").is_file() else {"pool.jsonl"}  # that fit nothing
     for name, label in _labels(config).items():
         if name not in log:
@@ -93,9 +93,9 @@ def out_of_date(run: Path, config: Config) -> dict[str, str]:
         if (record["state"] != "finished" or outputs & inputs.keys() or any(
                 (now := identities.artefact(path)) and now["sha256"] != known["sha256"]
                 for path, known in inputs.items())):
-            found[name] = label
+            stale[name] = label
             outputs |= set(outputs_of(name, config))
-    return found
+    return stale
 
 
 def _labels(config: Config) -> dict[str, str]:
@@ -181,9 +181,9 @@ def _by_bin(subsets: Path, scores: artifacts.JsonlRows) -> list[str]:
         chosen = json.loads((subsets / f"{name}.json").read_text(encoding="utf-8"))
         counts[name] = Counter(bin_of.get(record["id"]) for record in chosen)
     rows = [f"{'bin':10}" + "".join(f"{bin_:>5}" for bin_ in bins) + f"{'all':>7}"]
-    for name, own in counts.items():
-        rows.append(f"{name:10}" + "".join(f"{own[bin_]:>5}" for bin_ in bins)
-                    + f"{own.total():>7}")
+    for name, counter in counts.items():
+        rows.append(f"{name:10}" + "".join(f"{counter[bin_]:>5}" for bin_ in bins)
+                    + f"{counter.total():>7}")
     return rows
 
 

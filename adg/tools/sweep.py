@@ -39,13 +39,14 @@ def main() -> None:
     if twice:
         raise InputError(f"--over {twice} is given twice: write all its values after one")
     combinations = list(itertools.product(*map(read_values, arguments.over)))
-    planned = {config.selection.name: (config, given) for config, given in (
-        plan(own, arguments) for own in combinations)}.values()  # all, before the first works
+    planned = {config.selection.name: (config, words) for config, words in (
+        configure(combination, arguments) for combination in combinations)}.values()  # all, before
+    # the first works
     tops, problems = {}, []
-    for config, given in planned:
+    for config, words in planned:
         name = config.selection.name
         try:
-            tops[name] = select(config, given)
+            tops[name] = select(config, words)
         except InputError as error:
             problems.append(f"not selected: {name}: {error}")
         except SystemExit as ended:  # of stage measure, which has said why
@@ -60,12 +61,12 @@ def read_values(text: str) -> list[tuple[str, str]]:
     if key not in {name for name, *_ in describe_keys()}:
         raise InputError(f"--over {unknown_key(key)}")
     if not key.startswith("selection.") or key == "selection.name":
-        raise InputError(f"--over {key}: no key of selection; a sweep chooses anew from what is "
-                         f"stored, so other keys need a run folder of their own")
-    found = [value for value in values.split(",") if value]
-    if not found:
+        raise InputError(f"--over {key}: not a key of selection; a sweep selects again from what "
+                         f"is stored, so other keys need a run folder of their own")
+    pairs = [(key, value) for value in values.split(",") if value]
+    if not pairs:
         raise InputError(f"--over {text}: write {key}=VALUE,VALUE")
-    return [(key, value) for value in found]
+    return pairs
 
 
 def name_of(combination: tuple[tuple[str, str], ...]) -> str:
@@ -75,19 +76,19 @@ def name_of(combination: tuple[tuple[str, str], ...]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", "_".join(parts))
 
 
-def plan(combination: tuple[tuple[str, str], ...],
-         arguments: argparse.Namespace) -> tuple[Config, list[str]]:
-    """(a combination's configuration, the arguments that give it); InputError where it is none."""
-    given = [*arguments.overrides, *(f"{key}={value}" for key, value in combination)]
-    config = load_config(arguments.config, given)
+def configure(combination: tuple[tuple[str, str], ...],
+              arguments: argparse.Namespace) -> tuple[Config, list[str]]:
+    """(a combination's configuration, the arguments that give it); InputError if invalid."""
+    overrides = [*arguments.overrides, *(f"{key}={value}" for key, value in combination)]
+    config = load_config(arguments.config, overrides)
     combination = tuple(pair for pair in combination if reads(config, pair[0]))
     if combination:  # else all that is left is the method, by whose name a selection goes anyway
-        given.append(f"selection.name={name_of(combination)}")
-    config = load_config(arguments.config, given)
-    if own := measure_of(config, combination):
-        given += own
-        config = load_config(arguments.config, given)
-    return config, [str(arguments.config), *given]
+        overrides.append(f"selection.name={name_of(combination)}")
+    config = load_config(arguments.config, overrides)
+    if of_measure := measure_of(config, combination):
+        overrides += of_measure
+        config = load_config(arguments.config, overrides)
+    return config, [str(arguments.config), *overrides]
 
 
 def reads(config: Config, key: str) -> bool:
@@ -95,9 +96,9 @@ def reads(config: Config, key: str) -> bool:
     facts = config.selection.facts()
     if key in ("selection.budget", "selection.measure"):
         return facts.heeds_budget if key == "selection.budget" else facts.measures()
-    read = (*STAGES["select"].keys, *facts.keys, *facts.measure_keys, *facts.models.values(),
-            *facts.files.values())
-    return any(f"{key}.".startswith(f"{own}.") for own in read)
+    deciding = (*STAGES["select"].keys, *facts.keys, *facts.measure_keys, *facts.models.values(),
+                *facts.files.values())
+    return any(f"{key}.".startswith(f"{prefix}.") for prefix in deciding)
 
 
 def measure_of(config: Config, combination: tuple[tuple[str, str], ...]) -> list[str]:
@@ -125,8 +126,8 @@ def overlaps(tops: dict[str, set[str]]) -> list[str]:
     """A Markdown table: how many records the tops of each two selections share."""
     head = ["shared", *(f"{number}" for number in range(1, len(tops) + 1))]
     lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * len(tops)]
-    for number, (name, own) in enumerate(tops.items(), 1):
-        counts = (str(len(own & other)) for other in tops.values())
+    for number, (name, top) in enumerate(tops.items(), 1):
+        counts = (str(len(top & other)) for other in tops.values())
         lines.append(f"| {number}. {name} | {' | '.join(counts)} |")
     return lines
 

@@ -137,12 +137,12 @@ def _changed(run: Path, identities: Identities, name: str, written: dict | None,
         yield f"{name} not found; {label} wrote it"
         return
     before = HashCache(run / "provenance" / HASHES).known()
-    own = {path for path in before if Path(path).is_relative_to(run / name)}
-    there = {str(path) for path in identities.files(name)}
-    which = [f"{Path(path).name} is missing" for path in sorted(own - there)]
-    which += [f"{Path(path).name} changed" for path in sorted(own & there)
+    old = {path for path in before if Path(path).is_relative_to(run / name)}
+    new = {str(path) for path in identities.files(name)}
+    which = [f"{Path(path).name} is missing" for path in sorted(old - new)]
+    which += [f"{Path(path).name} changed" for path in sorted(old & new)
               if identities.sha256(Path(path)) != before[path]]
-    which += [f"{Path(path).name} is new" for path in sorted(there - own)] if own else []
+    which += [f"{Path(path).name} is new" for path in sorted(new - old)] if old else []
     if written.get("files", now["files"]) != now["files"]:
         which = [f"{written['files']} file(s) then, {now['files']} now", *which[:5]]
     yield f"{name} is not what {label} wrote" + (f" ({'; '.join(which[:6])})" if which else "")
@@ -154,14 +154,15 @@ def _foreign(label: str, name: str, known: dict, records: dict[str, dict], maker
     if is_outside(name):
         if config is None:
             return
-        own = name == "train.model" or is_of_method(name)  # each NAME has one of its own
-        if own and name not in models(config):
+        several = name == "train.model" or is_of_method(name)  # each NAME has one of its own
+        if several and name not in models(config):
             return
         try:
             now = identities.outside(name, whole="whole" in known)
         except InputError:
             return  # a source may be gone once it has been read
-        if now is not None and differ(known, now) and not (own and now["name"] != known["name"]):
+        if now is not None and differ(known, now) and not (
+                several and now["name"] != known["name"]):
             yield f"{label} was made with another {name} than there is now ({known['name']})"
         return
     maker = makers.get(name)

@@ -117,6 +117,18 @@ def test_a_run_folder_is_not_the_repository_nor_a_home(config_file, monkeypatch,
         assert load_config(config_file(output_dir=str(folder)), []).output_dir == str(folder)
 
 
+def test_a_run_folder_is_no_file_and_a_pool_not_the_whole_disk(config_file, tmp_path: Path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/run"):
+        with pytest.raises(InputError, match=f"output_dir is '{folder}'; it must be a folder, and "
+                                             f"{tmp_path}/file is a file"):
+            load_config(config_file(output_dir=str(folder)), [])
+    for path in ("/", "//", str(tmp_path / "/".join([".."] * 20))):
+        with pytest.raises(InputError, match="pool.path is .*; it must be a file, or a folder that "
+                                             "holds only the pool"):
+            load_config(config_file(pool={"path": path}), [])
+
+
 def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path):
     path = tmp_path / "x.yaml"
     path.write_text("model: {name_or_path: a/b}\npool: {path: p.jsonl}\n")

@@ -1,4 +1,4 @@
-"""A pool that changes after its answers were drawn: what is there of unchanged records is kept."""
+"""A pool that changes after its answers were drawn: what was made of unchanged records is kept."""
 
 import json
 import shutil

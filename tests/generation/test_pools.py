@@ -145,6 +145,12 @@ WHOLE: dict[str, tuple[str, bytes]] = {
         "pool.csv", b"\xef\xbb\xbf" + column_text(*GOOD, separator=";")),
     "csv with tabs": ("pool.csv", column_text(*GOOD, separator="\t")),
     "tsv": ("pool.tsv", column_text(*GOOD, separator="\t")),
+    "csv that names its separator": (
+        "pool.csv", b"\xef\xbb\xbfsep=;\r\n" + column_text(*GOOD, separator=";")),
+    "csv that names another separator": (
+        "pool.csv", b'"sep=|"\n' + column_text(*GOOD, separator="|")),
+    "csv with columns that have no name and nothing in them": (
+        "pool.csv", column_text(*GOOD, separator=";").replace(b"\r\n", b";;\r\n")),
     "tsv in gzip": ("pool.tsv.gz", gzip.compress(column_text(*GOOD, separator="\t"))),
 }
 REFUSED: dict[str, tuple[str, bytes, str]] = {
@@ -174,6 +180,10 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
                           "pool.csv:1: the header is one field, 'id|instruction|output': no comma, "
                           "semicolon or tab"),
     "a tsv with commas": ("pool.tsv", column_text(*GOOD), "the header is one field, .*: no tab"),
+    "a column twice": ("pool.csv", b"id,instruction,output,instruction\na,b,c,d\n",
+                       "pool.csv:1: the column 'instruction' stands twice in the header"),
+    "a column twice after the separator": ("pool.csv", b"sep=;\noutput;output\na;b\n",
+                                           "pool.csv:2: the column 'output' stands twice"),
     "other columns": ("pool.csv", b"question;answer\na;b\n",
                       "fields of the first records .answer, question; the separator is semicolon"),
     "rows that do not fit": ("pool.csv", b"instruction;output\na,b\nc,d\n",
@@ -270,6 +280,24 @@ def test_an_encoding_that_is_not_certain_is_asked_for(config_file, stage, tmp_pa
             prepare(stage, config_file, tmp_path, name, content, encoding="ascii")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "auto"])
+def test_guesses_that_are_close_are_named_and_none_is_advised(config_file, stage, tmp_path,
+                                                              encoding):
+    content = encoded("pool.jsonl", "cp1252", [
+        {"instruction": f"Say {i}", "output": f"answer é {i}"} for i in range(50)])
+    with pytest.raises(InputError, match="perhaps cp1252 or .*: find out which") as error:
+        prepare(stage, config_file, tmp_path, "pool.jsonl", content, encoding=encoding)
+    assert "pool.encoding=" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["pool.csv", "pool.json", "pool.jsonl"])
+def test_utf16_without_its_mark_is_told(config_file, stage, tmp_path, name):
+    content = encoded(name, "utf-16-le", GERMAN)
+    with pytest.raises(InputError, match=r"not utf-16, perhaps utf_16_le: try pool.encoding="
+                                         r"utf_16_le \(UTF-16 stream does not start with BOM\)"):
+        prepare(stage, config_file, tmp_path, name, content, encoding="utf-16")
+
+
 def test_auto_leaves_utf8_with_a_broken_line_utf8(config_file, stage, tmp_path):
     content = encoded("pool.jsonl", "utf-8", GERMAN) + encoded("pool.jsonl", "cp1252", FRENCH)
     run = prepare(stage, config_file, tmp_path, "pool.jsonl", content, encoding="auto",
@@ -287,7 +315,9 @@ def test_pieces_of_a_long_line_are_guessed_by_whole_characters(tmp_path):
         assert text_files.guess_encoding(path) == (["gb18030"], True)
 
 
-@pytest.mark.parametrize("name", ["utf-9", "rot13", "base64", "undefined", "a\0b", ""])
+@pytest.mark.parametrize("name", [
+    "utf-9", "rot13", "base64", "undefined", "a\0b", "", "idna", "punycode", "unicode_escape",
+    "Raw_Unicode_Escape"])
 def test_an_unknown_encoding_is_refused(config_file, name):
     with pytest.raises(InputError, match="pool.encoding is .*; it must be auto or a Python codec"):
         load_config(config_file(pool={"encoding": name}), [])
@@ -421,6 +451,70 @@ def test_fields_of_other_names_are_mapped(config_file, stage, tmp_path):
                                (["pool.fields.id=q", "pool.schema=flan"], "pool.schema is 'flan'")):
         with pytest.raises(InputError, match=message):
             load_config(config_file(), overrides)
+
+
+def test_a_mapped_field_is_never_replaced_by_one_of_the_usual_name(config_file, stage, tmp_path):
+    rows = [{"q": "Hi.", "a": "Hello.", "c": "in", "input": "no", "output": "no"},
+            {"q": "Hi?", "a": "Hello?", "input": "no"},
+            {"q": "Hi!", "output": "no"}, {"instruction": "no", "a": "Hello!"}]
+    run = prepare(stage, config_file, tmp_path, "pool.jsonl", lines(*rows), max_rejected=0.5,
+                  fields={"instruction": "q", "output": "a", "input": "c"})
+    assert pool_of(run) == [
+        {"id": "0", "instruction": "Hi.", "input": "in", "output": "Hello."},
+        {"id": "1", "instruction": "Hi?", "input": "", "output": "Hello?"}]
+    reasons = [json.loads(line)["reason"] for line in (run / "rejected.jsonl").open()]
+    assert reasons == ["a is missing", "q is missing"]
+    run = prepare(stage, config_file, tmp_path, "pool.jsonl", lines(
+        {"q": "a", "output": "b", "key": 7, "id": 1}, {"q": "c", "output": "d", "id": 2}),
+        fields={"instruction": "q", "id": "key"})
+    assert [row["id"] for row in pool_of(run)] == ["7", "1"]
+    run = prepare(stage, config_file, tmp_path, "pool.jsonl", lines(
+        {"instruction": "answer", "output": "question"}),
+        fields={"instruction": "output", "output": "instruction"})
+    assert pool_of(run)[0] | {"id": ""} == {"id": "", "instruction": "question", "input": "",
+                                            "output": "answer"}
+
+
+@pytest.mark.parametrize("target, name, near", [
+    ("input", "contxt", "context"), ("output", "outptu", "output"), ("instruction", "qq", "q"),
+    ("id", "context_", "context")])
+def test_a_mapped_field_that_no_record_has_is_an_error(config_file, stage, tmp_path, target, name,
+                                                       near):
+    rows = [{"q": "Hi.", "output": "Hello.", "context": "in"}, {"q": "Hi?", "output": "Hello?"}]
+    with pytest.raises(InputError, match=rf"pool.fields.{target} is {name}, which no record has; "
+                                         rf"did you mean {near}\?"):
+        prepare(stage, config_file, tmp_path, "pool.jsonl", lines(*rows),
+                fields={"instruction": "q"} | {target: name})
+
+
+def test_columns_without_a_name_are_fields_where_they_hold_something(config_file, stage, tmp_path):
+    content = b"id,instruction,output,,\na,Say.,It.,,\nb,Ask.,It?,,x\nc,Go.,No.,y,\n"
+    run = prepare(stage, config_file, tmp_path, "pool.csv", content)
+    assert [list(row)[4:] for row in pool_of(run)] == [[], ["column 5"], [""]]
+
+
+def test_a_dry_run_names_fields_and_the_commonest_reason(config_file, stage, tmp_path, capsys):
+    (tmp_path / "pool.jsonl").write_bytes(lines(
+        {"q": "Hi.", "a": "Hello.", "topic": "x"}, {"q": "Hi.", "a": ""}, {"q": "Hi.", "a": ""},
+        {"q": 1, "a": "Hello."}))
+    stage(prepare_pool, config_file(), "pool.fields.instruction=q", "pool.fields.output=a",
+          "pool.max_rejected=1", "--dry-run")
+    said = capsys.readouterr().out
+    assert "  schema    that of pool.fields\n" in said
+    assert "  records   1 usable, 3 rejected (mostly: output is empty)\n" in said
+    assert "  fields not used in prompts: topic; pool.fields.input=topic would" in said
+
+
+def test_a_folder_that_cannot_be_read_is_named(config_file, stage, tmp_path, monkeypatch):
+    (tmp_path / "pools").mkdir()
+    path = config_file(pool={"path": str(tmp_path / "pools")})
+
+    def rglob(folder: Path, pattern: str) -> list[Path]:
+        raise PermissionError(13, "Permission denied", f"{folder}/secret")
+
+    monkeypatch.setattr(Path, "rglob", rglob)
+    with pytest.raises(InputError, match="pool.path: .*/pools/ cannot be read .*secret"):
+        stage(prepare_pool, path)
 
 
 def test_parquet_a_folder_and_the_hub(config_file, stage, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """What a method declares reaches the configuration, the pipeline and the stages."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -15,16 +14,6 @@ from adg.pipeline.sources import model_of
 from adg.pipeline.stages import inputs_of, needed_stages, parameters_of
 
 MEASURED = [name for name, method in METHODS.items() if method.measure]
-
-
-def test_methods_take_what_they_need_and_no_configuration():
-    files = [*(ROOT / "adg/methods").rglob("*.py"), *(ROOT / "adg").glob("[gprs]*.py")]
-    for path in files:
-        if path.name in ("score_and_select.py", "selection_config.py"):
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                assert not node.module.startswith(("adg.config", "adg.pipeline", "adg.tools")), path
 
 
 def test_the_configuration_is_read_without_heavy_libraries():

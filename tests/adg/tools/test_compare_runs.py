@@ -73,7 +73,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path):
     with pytest.raises(InputError, match="no record id in common"):
         compare(read_selection(folder), read_selection(other))
     (folder / "top.json").write_text(json.dumps([1]))
-    with pytest.raises(InputError, match="not what select writes"):
+    with pytest.raises(InputError, match="not written by select"):
         read_selection(folder)
 
 
@@ -85,6 +85,6 @@ def test_which_of_several_selections_a_run_folder_stands_for_is_said(tmp_path: P
                                      f"pool: {{path: p}}\nselection: {{name: random}}\n")
     stage(compare_runs, run, run / "subsets/adg")
     said, a, b, *_ = capsys.readouterr().out.splitlines()
-    assert said == (f"{run}: the selection random, of the last configuration that worked here; "
+    assert said == (f"{run}: the selection random, of the last configuration that ran here; "
                     f"give {run}/subsets/NAME for another (adg, longest)")
     assert a == f"A: {run}/subsets/random" and b == f"B: {run}/subsets/adg"

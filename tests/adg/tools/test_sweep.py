@@ -106,8 +106,8 @@ def test_a_measure_that_fails_ends_no_sweep(config_file, stage, run_folder, capf
 
 
 @pytest.mark.parametrize(("over", "message"), [
-    ("generation.temperature=1,2", "generation.temperature: no key of selection"),
-    ("selection.name=a,b", "selection.name: no key of selection"),
+    ("generation.temperature=1,2", "generation.temperature: not a key of selection"),
+    ("selection.name=a,b", "selection.name: not a key of selection"),
     ("selection.budget", "write selection.budget=VALUE,VALUE"),
     ("selection.windw=a,b", "unknown key selection.windw; did you mean selection.window"),
     ("selection.method=random,radom", "selection.method is 'radom'"),
