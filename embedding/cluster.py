@@ -23,7 +23,7 @@ from adg.base.errors import InputError
 from adg.base.process import run_script
 from adg.config import Config
 from adg.pipeline import planning, stage_run
-from adg.pipeline.checks import check_bins
+from adg.pipeline.checks import check_bins, check_scratch
 from adg.pipeline.command import parse_command
 from adg.records import Pool
 
@@ -73,10 +73,9 @@ def plan(run: stage_run.StageRun, shape: tuple[int, int], folder: Path) -> None:
 def scratch_folder(run: Path, size: int, config: Config) -> Path:
     """Where the copy of the vectors goes, of so many bytes: clustering.scratch_dir, else $TMPDIR
     where that is on a disk with room, else the run folder."""
-    if (configured := config.clustering.scratch_dir) is not None:
-        if not Path(configured).is_dir():
-            raise InputError(f"clustering.scratch_dir: {configured}/ not found")
-        return Path(configured)
+    check_scratch(config)
+    if config.clustering.scratch_dir is not None:
+        return Path(config.clustering.scratch_dir)
     folder = Path(os.environ.get("TMPDIR") or run)
     has_room = (folder.is_dir() and not _in_memory(folder)
                 and shutil.disk_usage(folder).free > size)

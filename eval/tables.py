@@ -40,10 +40,12 @@ def main() -> None:
     if arguments.paired:
         print_table(paired.compare(*arguments.runs), arguments)
         return
+    # stdout is the table's, where there is one
+    said = sys.stdout if arguments.quiet else sys.stderr
     runs = list({run.resolve(): run for run in arguments.runs}.values())
     default = as_table(*collect(runs))
     run = None
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is the table's
+    with contextlib.redirect_stdout(said):
         if len(runs) == 1 and (runs[0] / "config.yaml").is_file():
             config = load_config(runs[0] / "config.yaml", [])
             config.output_dir = str(runs[0])
@@ -53,7 +55,7 @@ def main() -> None:
         print_table(as_table(rows, notes, wanted=arguments.benchmarks or columns_of(
             rows, with_papers=bool(arguments.paper)), against=arguments.against), arguments)
     if run is not None and not arguments.dry_run:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(said):
             run.start()
             artifacts.write_text(runs[0] / "tables.md", as_markdown(default) + "\n")
             run.finish(records=sum(row["source"] == "ours" for row in default.rows))

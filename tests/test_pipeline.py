@@ -114,6 +114,9 @@ def test_killed_and_gone_on_with_another_rank_count(config_file, tmp_path: Path,
     (["model.name_or_path=/no/such/model"], "model.name_or_path: /no/such/model"),
     (["clustering.num_bins=11"], "clustering.num_bins is 11, but the pool has 10 records: give 10 "
      "at most, or null"),
+    (["clustering.scratch_dir=/nope", "--dry-run"], "clustering.scratch_dir: /nope/ not found"),
+    (["train.epochs=1", "train.batch_size=3", "--dry-run"], "fine-tuning would learn nothing: 3 "
+     "records at train.batch_size=3 and train.epochs=1 make 1 step"),
     (["selection.budget=11"], "selection.budget is 11, but the pool has 10"),
     (["prepare", "measure", "select", "selection.method=pre_experience"],
      "selection.pre_experience.clusters is 100, but the pool has 10"),
@@ -347,13 +350,17 @@ def test_help_says_the_stages_and_the_keys_of_one_section(stage, capsys):
     assert capsys.readouterr().err.endswith("are required: CONFIG\n")
 
 
-def test_quiet_is_a_line_per_stage_and_what_went_wrong(config_file):
-    arguments = [config_file(), "prepare", "select", "selection.method=random", "--quiet"]
+def test_quiet_is_a_line_per_stage_and_what_went_wrong(config_file, tmp_path: Path):
+    artifacts.write_json(tmp_path / "run/eval/base/scores.json", {
+        "scores": {"mmlu": 30.0}, "groups": {"Knowledge": None}, "questions": {"mmlu": 57}})
+    arguments = [config_file(), "prepare", "select", "tables", "selection.method=random",
+                 "--quiet"]
     done = pipeline(*arguments)
     assert done.returncode == 0 and done.stderr == ""
     assert [re.sub(r"\d+ s", "N s", line) for line in done.stdout.splitlines()] == [
-        "[prepare] done in N s", "[select random] done in N s"]
-    assert pipeline(*arguments).stdout == "[prepare] done before\n[select random] done before\n"
+        "[prepare] done in N s", "[select random] done in N s", "[tables] done in N s"]
+    assert pipeline(*arguments).stdout == (
+        "[prepare] done before\n[select random] done before\n[tables] done before\n")
     failed = pipeline(*arguments, "selection.budget=11", "selection.name=x")
     assert failed.returncode == 2 and failed.stdout == "[prepare] done before\n"
     assert failed.stderr.startswith("error: selection.budget is 11, but the pool has 10")

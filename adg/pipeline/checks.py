@@ -93,6 +93,13 @@ def check_layers(config: Config) -> None:
         windows_of(config.embedding, described.num_hidden_layers)
 
 
+def check_scratch(config: Config) -> None:
+    """InputError where the folder for k-means' copy of the vectors is not found."""
+    folder = config.clustering.scratch_dir
+    if folder is not None and not Path(folder).is_dir():
+        raise InputError(f"clustering.scratch_dir: {folder}/ not found")
+
+
 def check_bins(config: Config, num_records: int) -> None:
     """InputError where there are fewer records than the bins that they are to be put into."""
     if config.selection.method == "adg":

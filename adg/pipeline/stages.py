@@ -103,7 +103,7 @@ STAGES = {
     "cluster": Stage(
         "embedding.cluster", keys=("seed", "clustering"),
         reads=lambda c: ["pool.jsonl", "instruction_embeddings/"], writes=lambda c: ["bins.npy"],
-        check_pool=checks.check_bins, outlook=outlook.of_bins,
+        check=checks.check_scratch, check_pool=checks.check_bins, outlook=outlook.of_bins,
     ),
     "measure": Stage(
         "adg.measure", torchrun=True, expensive=True, speed_by_name=True,

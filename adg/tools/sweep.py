@@ -21,7 +21,7 @@ from adg import score_and_select
 from adg.base.distributed import say
 from adg.base.errors import InputError
 from adg.base.process import run_script
-from adg.config import Config, describe_keys, load_config, unknown_key
+from adg.config import Config, describe_keys, flatten, load_config, unknown_key
 from adg.pipeline import processes
 from adg.pipeline.command import Command
 from adg.pipeline.stages import STAGES
@@ -39,11 +39,11 @@ def main() -> None:
     if twice:
         raise InputError(f"--over {twice} is given twice: write all its values after one")
     combinations = list(itertools.product(*map(read_values, arguments.over)))
-    planned = {config.selection.name: (config, words) for config, words in (
-        configure(combination, arguments) for combination in combinations)}.values()  # all, before
-    # the first works
+    planned = {}  # all, before the first works
+    for config, words in (configure(combination, arguments) for combination in combinations):
+        planned.setdefault(values_of(keys, config), (config, words))
     tops, problems = {}, []
-    for config, words in planned:
+    for config, words in planned.values():
         name = config.selection.name
         try:
             tops[name] = select(config, words)
@@ -67,6 +67,13 @@ def read_values(text: str) -> list[tuple[str, str]]:
     if not pairs:
         raise InputError(f"--over {text}: write {key}=VALUE,VALUE")
     return pairs
+
+
+def values_of(keys: list[str], config: Config) -> str:
+    """The values of the keys that a configuration's method reads: 0.4 and .40 are the same."""
+    values = flatten(config)
+    return json.dumps([config.selection.method, *(values[key] for key in keys
+                                                  if reads(config, key))])
 
 
 def name_of(combination: tuple[tuple[str, str], ...]) -> str:

@@ -56,6 +56,15 @@ def test_every_combination_is_selected_once(config_file, stage, run_folder, caps
     assert len(stages(run_folder)) == 9  # done before
 
 
+def test_a_value_that_is_written_in_several_ways_is_one(config_file, stage, run_folder, capsys):
+    with pytest.raises(SystemExit):
+        stage(sweep, config_file(), "--over", "selection.anisotropy_weight=0.4,0.40,.4,1",
+              "--over", "selection.method=adg,random")
+    assert sorted(path.name for path in (run_folder / "subsets").iterdir()) == [
+        "anisotropy_weight-0.4_adg", "anisotropy_weight-1_adg", "random"]
+    assert "| 3. " in (said := capsys.readouterr().out) and "| 4. " not in said
+
+
 def test_what_cannot_be_selected_is_listed_beside_the_rest(config_file, stage, run_folder, capsys):
     with pytest.raises(SystemExit) as ended:
         stage(sweep, config_file(), "--over", "selection.budget=3,11", "selection.method=random")
