@@ -4,9 +4,10 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from adg.base.errors import InputError
-from adg.config import Config, flatten, load_config
+from adg.config import Config, describe_keys, load_config
 from adg.pipeline.record import read_records
 
 
@@ -46,7 +47,16 @@ def open_selection(path: Path) -> tuple[Path, Config]:
             sorted(folder.name for folder in (run / "subsets").glob("*/"))) or "none"))
     if config.selection.name == name:
         return run, config
-    made_with = read_records(run).get(f"select {name}", {}).get("parameters", {})
-    return run, open_run(run, [f"selection.name={name}", "train.name=null", "eval.name=null", *(
-        f"{key}={json.dumps(made_with[key])}" for key in flatten(config)
-        if key.startswith("selection.") and key in made_with)])
+    overrides = {"train.name": None, "eval.name": None, **made_with(run, name)}
+    return run, open_run(run, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
+
+
+def made_with(run: Path, name: str) -> dict[str, Any]:
+    """{"selection.key": value} of a selection, by its record: other keys have their defaults."""
+    record = read_records(run).get(f"select {name}", {})
+    measure = next((path.split("/")[1] for path in record.get("inputs", {})
+                    if path.startswith("measures/")), None)
+    defaults = {key.name: key.default for key in describe_keys()
+                if key.name.startswith("selection.")}
+    return defaults | {key: value for key, value in record.get("parameters", {}).items()
+                       if key in defaults} | {"selection.name": name, "selection.measure": measure}

@@ -12,11 +12,14 @@ from conftest import RECORDS
 from adg import score_and_select
 from adg.base import arrays, artifacts
 from adg.base.errors import InputError, printable
-from adg.config import load_config
+from adg.config import Config, load_config, to_yaml
 from adg.geometry import centred_grams
 from adg.pipeline import __main__ as pipeline
 from adg.pipeline.stage_run import StageRun
+from adg.pipeline.stages import inputs_of
+from adg.pipeline.view import StageView
 from adg.tools import compare_runs, summary
+from adg.tools.run_folder import open_selection
 from generation import prepare_pool, sample_answers
 
 ESCAPES = "\x1b]0;hacked\x07\x1b[31m\r\x9b2J\u202e"
@@ -106,6 +109,31 @@ def test_the_selection_that_is_named_is_shown(run: Path, config_file, stage, cap
     assert capsys.readouterr().out.endswith(f"-m adg.tools.summary {run}/subsets/adg\n")
     with pytest.raises(InputError, match="subsets/mine/ not found; there are: adg, drawn"):
         stage(summary, run / "subsets/mine")
+
+
+def test_a_selection_is_opened_with_what_made_it_whatever_ran_last(config_file, tmp_path: Path):
+    made = {"adg": {}, "far": {"selection.anisotropy_weight": 0.9}, "ifd": {"selection.seed": 7},
+            "mine": {"selection.measure": "other"}, "drawn": {"selection.seed": 8}}
+    methods = {"ifd": "ifd", "mine": "ifd", "drawn": "random"}
+
+    def config(name: str) -> Config:
+        values = made[name] | {"selection.method": methods.get(name, "adg"), "selection.name": name}
+        return load_config(config_file(), [f"{key}={value}" for key, value in values.items()])
+
+    for name in made:
+        (tmp_path / "run/subsets" / name).mkdir(parents=True)
+        view = StageView("select", config(name))
+        artifacts.write_json(view.record_path, {
+            "stage": view.label, "parameters": view.parameters,
+            "inputs": dict.fromkeys(inputs_of("select", view.config)[0], {})})
+    for last in made:
+        (tmp_path / "run/config.yaml").write_text(to_yaml(config(last)))
+        for name in made:
+            run, opened = open_selection(tmp_path / "run/subsets" / name)
+            assert run == tmp_path / "run" and opened.train.name == f"{name}-top"
+            view = StageView("select", opened)
+            assert view.parameters == StageView("select", config(name)).parameters
+            assert opened.selection.measure == config(name).selection.measure
 
 
 def test_a_list_of_files_breaks_between_paths(config_file, stage, tmp_path: Path):
