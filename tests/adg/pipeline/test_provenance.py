@@ -339,13 +339,14 @@ def test_bins_of_a_wrong_shape_are_refused(config_file, stage, run_folder, array
         stage(score_and_select, config_file())
 
 
-def test_too_many_bins_or_too_large_a_budget_is_said_before_the_work(config_file, stage, tmp_path):
+def test_too_many_bins_or_too_large_a_budget_is_said_before_the_work(config_file, stage, capsys):
     stage(prepare_pool, config_file())
-    for override, message in (("clustering.num_bins=11", "clustering.num_bins is 11"),
-                              ("selection.budget=11", "selection.budget is 11")):
-        with pytest.raises(InputError, match=message):
-            stage(sample_answers, config_file(), override)
-    assert not (tmp_path / "run/answers").exists()
+    for override, message in (
+            ("clustering.num_bins=11", "cluster would refuse: clustering.num_bins is 11"),
+            ("selection.budget=11", "select would refuse: selection.budget is 11")):
+        stage(sample_answers, config_file(), override, "--dry-run")
+        said = capsys.readouterr().out
+        assert 0 <= said.find(f"[sample] note: {message}") < said.find("10 of 10 to do")
 
 
 def test_cluster_writes_a_bin_for_each_record_whatever_was_there(config_file, stage, run_folder):
