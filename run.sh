@@ -4,6 +4,7 @@
 #   bash run.sh configs/demo.yaml                        all stages
 #   bash run.sh configs/demo.yaml embed cluster select   only these
 #   bash run.sh configs/demo.yaml selection.budget=6     with a value of the configuration replaced
+#   bash run.sh configs/demo.yaml --overwrite            also those that are stale or refused, anew
 #   bash run.sh setup [gpu|cpu]                          only the set-up
 #
 # A relative path leads from the folder where you stand, else from this one. --help: all options.
@@ -152,11 +153,11 @@ pipeline() {  # where the user stands, and with no module from there
 }
 
 case " $* " in
-    "  ") sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]##*/}"; exit 2 ;;
+    "  ") sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]##*/}"; exit 2 ;;
     " setup "*) setup "${*:2}" ;;
     *" -h "* | *" --help "*)  # never a set-up
         [ ! -e .venv/complete ] || pipeline "$@"
-        sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]##*/}"
+        sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]##*/}"
         echo "The set-up has not run yet: after \`bash run.sh setup\`, --help lists stages and keys too." ;;
     *) setup ""; pipeline "$@" ;;
 esac

@@ -75,8 +75,8 @@ def check_sampled(run: Path, pool: Pool, encoder: Encoder, embedder: Embedder,
         raise InputError(
             f"{run}/{CHECK_FOLDER}: the sampler's vectors deviate from the forward pass's by "
             f"{largest:.1e} at most and {median:.1e} in the median, above {bounds[0]:g} or "
-            f"{bounds[1]:g}: they are not to be trusted; run embed with "
-            f"embedding.source=forward --overwrite")
+            f"{bounds[1]:g}: they are not to be trusted; redo them: bash "
+            f"run.sh CONFIG embed embedding.source=forward --overwrite")
     artifacts.write_json(_result_path(run), {
         "checked_answers": len(gaps), "largest_deviation": largest, "median_deviation": median,
         "bounds": bounds})

@@ -54,7 +54,8 @@ def _load(path: str, configuration: str | None, split: str, benchmark: str) -> A
     try:
         return datasets.load_dataset(path, configuration, split=split)
     except (DatasetNotFoundError, ConnectionError, ValueError) as error:
-        raise InputError(f"{benchmark}: the hub did not give {path} {configuration or ''} {split}: "
+        wanted = " ".join(filter(None, (path, configuration, split)))
+        raise InputError(f"{benchmark}: the hub did not give {wanted}: "
                          f"{str(error).splitlines()[0]}") from None
 
 

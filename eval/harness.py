@@ -123,6 +123,9 @@ def require_data(manager: Any, tasks: list[str], data_dir: Path, benchmark: str)
     """Those of a benchmark's tasks that data_dir has files for; InputError where it has none."""
     local = [task for task in tasks if manager.task_index[task].cfg["dataset_path"] == "json"]
     if not local:
-        raise InputError(f"eval.data_dir: {data_dir}/ holds no data for {benchmark}; add it, or "
-                         f"remove {benchmark} from eval.benchmarks")
+        folders = {data_folder(manager.task_index[task].cfg, data_dir) for task in tasks}
+        more = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
+        raise InputError(f"eval.data_dir: {data_dir}/ holds no data for {benchmark} (looked in "
+                         f"{min(folders)}/{more}); add it, or remove {benchmark} from "
+                         f"eval.benchmarks")
     return local

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from adg.base import distributed
+from adg.base import distributed, process
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
@@ -152,10 +152,13 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             patch.setattr(sys, "argv", ["stage", *map(str, arguments)])
             patch.setenv("RANK", "0")
             patch.setenv("WORLD_SIZE", str(world))
-            if world == 1:
-                module.main()
-            else:
-                Ranks(range(world) if rank is None else [rank], patch).run(module.main)
+            try:
+                if world == 1:
+                    module.main()
+                else:
+                    Ranks(range(world) if rank is None else [rank], patch).run(module.main)
+            finally:
+                process.unwatch()  # a stage that fails ends with its process, which this one is not
 
     return run
 

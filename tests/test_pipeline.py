@@ -316,7 +316,7 @@ def test_paths_lead_from_where_the_user_stands_then_from_the_repository(
     assert len((folder / "my run/pool.jsonl").read_text().splitlines()) == 10
     again = run(*arguments)
     assert (f"To see the results again: (cd {ROOT} && .venv/bin/python -m adg.tools.summary "
-            f"'{folder}/my run')\n") in again.stdout
+            f"'{folder}/my run/subsets/random')\n") in again.stdout
     for wrong, key in (("pool.path=none.csv", "pool.path: none.csv"),
                        ("eval.data_dir=none", "eval.data_dir: none/"),
                        ("train.deepspeed=none.json", "train.deepspeed: none.json"),

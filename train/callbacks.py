@@ -76,7 +76,8 @@ class Progress(TrainerCallback):
                 f"fine-tuning stopped: the loss of step {state.global_step} is {logs['loss']}. No "
                 f"model was saved, and the checkpoints in {args.output_dir} may be corrupt: lower "
                 f"train.learning_rate ({args.learning_rate:g}), use model.dtype=bfloat16 or "
-                f"float32, look for odd records in the subset, and train again with --overwrite")
+                f"float32, look for odd records in the subset, and train again: bash run.sh CONFIG "
+                f"finetune --overwrite")
         if distributed.rank() == 0:
             self._bar.set_postfix_str(
                 f"loss {logs['loss']:.3f}, lr {logs['learning_rate']:.1e}, "

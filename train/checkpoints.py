@@ -22,8 +22,8 @@ def last_whole_checkpoint(work: Path) -> Path | None:
     ranks = json.loads(whole[-1].read_text())["world_size"]
     if ranks != distributed.world_size():
         raise InputError(f"{whole[-1].parent} was written by {ranks} rank(s), and this run has "
-                         f"{distributed.world_size()}: start it with {ranks}, or add --overwrite "
-                         f"to train from the beginning")
+                         f"{distributed.world_size()}: start it with {ranks}, or train from the "
+                         f"beginning: bash run.sh CONFIG finetune --overwrite")
     return whole[-1].parent
 
 

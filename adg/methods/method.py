@@ -107,6 +107,7 @@ class Facts:
     about: Callable[[Told], str]
     heeds_budget: bool
     keys: tuple[str, ...]
+    later_keys: dict[str, Any]
     inputs: tuple[str, ...]
     optional_inputs: tuple[str, ...]
     files: dict[str, str]
@@ -151,6 +152,7 @@ class Method:
         measure = self.measure if MEASURED in reads.required else None
         return Facts(
             self.title, self.about, self.heeds_budget, (*self.keys, *later),
+            self.later_keys,
             *(tuple(path.format(measure=measure_name) for path in paths) for paths in reads),
             self.files,
             measure_keys=measure.keys if measure else (),

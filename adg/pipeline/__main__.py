@@ -6,6 +6,9 @@
     bash run.sh configs/demo.yaml --seeds 3                also with seed + 1 and seed + 2; the
                                                            table has means and deviations
     bash run.sh configs/demo.yaml --quiet                  only a line per stage, and errors
+    bash run.sh configs/demo.yaml --overwrite              also those that are stale or refused,
+                                                           anew; never one that is done
+    bash run.sh configs/demo.yaml embed --overwrite        this one anew, whatever it is
     bash run.sh configs/demo.yaml --help generation        the configuration keys of one section
     bash run.sh setup [gpu|cpu]                            only the set-up of .venv
 
@@ -29,7 +32,7 @@ from adg.pipeline import processes
 from adg.pipeline.arguments import describe_stages, split_options, split_stages, with_seed
 from adg.pipeline.command import Command, parse_command
 from adg.pipeline.dry_run import dry_run
-from adg.pipeline.readiness import already_done, check_ahead, check_before, inner_inputs
+from adg.pipeline.readiness import check_ahead, check_before, inner_inputs, options_to_run
 from adg.pipeline.stages import STAGES, needed_stages
 
 _USAGE = ("bash run.sh CONFIG [STAGE ...] [section.key=value ...] [--seeds N] [--quiet] "
@@ -73,10 +76,11 @@ def run(stages: list[str], arguments: list[str], command: Command, *, quiet: boo
     """
     config = command.config
     folder = Path(config.output_dir)
-    stages = stages or needed_stages(config)
+    named, stages = bool(stages), stages or needed_stages(config)
     check_ahead(stages, config)
     began = time.monotonic()
-    ran = (dry_run if command.dry_run else run_stages)(stages, arguments, command, quiet=quiet)
+    ran = (dry_run if command.dry_run else run_stages)(stages, arguments, command, named=named,
+                                                       quiet=quiet)
     if not ran and not quiet:
         print(f"nothing to do: {len(stages)} stages are done. To see the results again: "
               f"{processes.hint('adg.tools.summary', results_of(config))}")
@@ -93,13 +97,15 @@ def results_of(config: Config) -> Path:
     return subsets if subsets.is_dir() else Path(config.output_dir)
 
 
-def run_stages(stages: list[str], arguments: list[str], command: Command, *, quiet: bool
-               ) -> list[str]:
-    """Run each stage that is not done; those that ran."""
+def run_stages(stages: list[str], arguments: list[str], command: Command, *, named: bool,
+               quiet: bool) -> list[str]:
+    """Run each stage that is not done, or is to be redone; those that ran."""
     config, ran = command.config, []
+    words = [word for word in arguments if word != "--overwrite"]
     ranks, environment = processes.layout()
     for name in stages:
-        if not command.overwrite and already_done(name, config):
+        options = options_to_run(name, config, overwrite=command.overwrite, named=named)
+        if options is None:
             continue
         check_before(name, stages, config)
         own_ranks = processes.ranks_for(name, config, ranks)
@@ -108,7 +114,7 @@ def run_stages(stages: list[str], arguments: list[str], command: Command, *, qui
                 Path(config.output_dir), inner_inputs(stages, config)))
         if not quiet:
             processes.say_start(name, own_ranks)
-        processes.run_stage(name, arguments, config, own_ranks, environment, quiet=quiet)
+        processes.run_stage(name, [*words, *options], config, own_ranks, environment, quiet=quiet)
         ran.append(name)
     return ran
 

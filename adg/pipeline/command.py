@@ -38,7 +38,9 @@ def parse_command(about: str, argv: list[str] | None = None, *,
                         help="print this message, or the configuration keys of one section, and "
                              "exit")
     parser.add_argument("--overwrite", action="store_true",
-                        help="delete this stage's earlier output of that name and run it again")
+                        help="delete a stage's earlier output and run it again; with run.sh: the "
+                             "stages named, or without names those that are stale or refused, "
+                             "never one that is done")
     parser.add_argument("--dry-run", action="store_true",
                         help="print what there is to do and how long it may take; write "
                              "nothing to output_dir")

@@ -15,37 +15,37 @@ from adg.base.units import nearest
 from adg.config import Config
 from adg.pipeline import processes
 from adg.pipeline.command import Command
-from adg.pipeline.readiness import already_done, check_before
+from adg.pipeline.readiness import check_before, options_to_run
 from adg.pipeline.stages import STAGES
-from adg.pipeline.view import StageView
 
 
-def dry_run(stages: list[str], arguments: list[str], command: Command, *, quiet: bool = False
-            ) -> list[str]:
+def dry_run(stages: list[str], arguments: list[str], command: Command, *, named: bool,
+            quiet: bool = False) -> list[str]:
     """Have each stage that is not done say what it would do; those that did.
 
     A pool that is not prepared yet is prepared aside. Of a stage whose inputs are missing, as an
     earlier one would make them, the pool and the configuration have to say.
     """
     config, folder, ran = command.config, command.config.output_dir, []
+    arguments = [word for word in arguments if word != "--overwrite"]
     ranks, environment = processes.layout()
     with contextlib.ExitStack() as on_end:
         for name in stages:
             try:
-                if command.overwrite:
-                    StageView(name, config).check_inputs()
-                elif already_done(name, config, dry_run=True):
-                    continue
+                options = options_to_run(name, config, overwrite=command.overwrite, named=named,
+                                         dry_run=True)
             except InputError as error:
                 if not ran:
                     raise
                 say(f"[{name}] cannot say yet: {str(error).replace(config.output_dir, folder)}")
                 say_outlook(name, config)
                 continue
+            if options is None:
+                continue
             check_before(name, stages, config)
             own_ranks = processes.ranks_for(name, config, ranks)
             processes.say_start(name, own_ranks)
-            processes.run_stage(name, arguments, config, own_ranks, environment)
+            processes.run_stage(name, [*arguments, *options], config, own_ranks, environment)
             ran.append(name)
             if ("pool.jsonl" in STAGES[name].writes(config)
                     and not (Path(folder) / "pool.jsonl").exists()):

@@ -44,8 +44,8 @@ def ranks_for(name: str, config: Config, ranks: int) -> int:
 
 def say_start(name: str, ranks: int) -> None:
     """Say that a stage starts, and on how many ranks where it has several."""
-    print(f"\n[{name}] starts" + (f" on {ranks} ranks" if STAGES[name].torchrun else ""),
-          flush=True)
+    where = f" on {ranks} rank{'s' * (ranks > 1)}" if STAGES[name].torchrun else ""
+    print(f"\n[{name}] starts{where}", flush=True)
 
 
 def run_stage(name: str, arguments: list[str], config: Config, ranks: int,

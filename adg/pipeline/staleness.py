@@ -28,6 +28,7 @@ class Verdict:
     kind: Kind
     why: str = ""
     error: str = ""  # to refuse and wait: what is to be raised
+    ways: str = ""  # to refuse: what a person can do about it
     notes: tuple[str, ...] = ()  # what a person should know, and no error
     extends: bool = False  # whether output of an earlier run is added to, now or still
     follows: bool = False  # whether an input has changed otherwise than by growing
@@ -50,6 +51,8 @@ class Present:
     follows: tuple[str, ...] = ()  # inputs that may change freely
     reports: tuple[str, ...] = ()  # outputs that output made elsewhere may lack
     edited: dict[str, str] = field(default_factory=dict)  # outputs: which of their files changed
+    remade: dict[str, str] = field(default_factory=dict)  # inputs: the stage that made them anew
+    defaults: dict[str, Any] = field(default_factory=dict)  # of parameters recorded at others only
 
 
 def judge(record: dict | None, present: Present) -> Verdict:
@@ -75,11 +78,36 @@ def _judge(record: dict | None, present: Present) -> Verdict:
         return Verdict(Kind.EXTEND, why, notes=(f"{kept} is kept and added to, because {why}",),
                        extends=True, follows=follows)
     if begun and present.expensive:
-        return Verdict(Kind.REFUSE, why, (
-            f"{present.label}: {why}. What {present.folder} holds was made with the old value and "
-            f"is kept: go back to that value, give another output_dir (or name), or --overwrite "
-            f"to redo it"))
+        return _refused(why, record, present)
     return Verdict(Kind.REDO, why, notes=(f"stale, because {why}",))
+
+
+def redo_command(stage: str) -> str:
+    """The command that redoes a stage."""
+    return f"bash run.sh CONFIG {stage} --overwrite"
+
+
+def _refused(why: str, record: dict, present: Present) -> Verdict:
+    """Of expensive output that was made with other parameters or inputs."""
+    anew = any(old and (now := present.inputs.get(name)) and differ(old, now)
+               and old.get("name") == now.get("name") for name, old in record["inputs"].items())
+    stage, _, name = present.label.partition(" ")
+    ways = [*_with_fewer_answers(record["parameters"], present.parameters),
+            *["go back to that value"] * (not anew),
+            "use another output_dir" + " (or name)" * bool(name),
+            f"or redo it: {redo_command(stage)}"]
+    ways = ", ".join(ways) if len(ways) > 2 else " ".join(ways)
+    made = "from what was there before" if anew else "with the old value"
+    return Verdict(Kind.REFUSE, why, (
+        f"{present.label}: {why}. What {present.folder} holds was made {made} and is kept: {ways} "
+        f"(or --overwrite with the stage's own command)"), ways)
+
+
+def _with_fewer_answers(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The way that needs no new answers, where fewer are asked for than there are."""
+    fewer = new.get("generation.num_answers", 0)
+    return ([f"take the first {fewer} of these answers with selection.num_answers={fewer}"]
+            if 0 < fewer < old.get("generation.num_answers", 0) else [])
 
 
 def _made_elsewhere(present: Present) -> Verdict:
@@ -90,9 +118,10 @@ def _made_elsewhere(present: Present) -> Verdict:
     lacking = [name for name, identity in present.outputs.items()
                if not identity and name not in present.reports]
     if lacking:
+        ways = f"complete it, or redo it: {redo_command(present.label.split()[0])}"
         return Verdict(Kind.REFUSE, f"{', '.join(lacking)} is missing", (
             f"{present.folder}: {', '.join(names)} was not written by {present.label}, and "
-            f"{', '.join(lacking)} is missing: complete it, or --overwrite to redo it"))
+            f"{', '.join(lacking)} is missing: {ways}"), ways)
     return Verdict(Kind.DONE, notes=(
         f"{', '.join(names)} was made elsewhere (no provenance): kept as it is",))
 
@@ -115,19 +144,20 @@ def _unchanged(record: dict, present: Present) -> Verdict:
 
 def changes_since(record: dict, present: Present) -> list[str]:
     """What differs between a record and what is present, in words; missing inputs do not count."""
-    changes = differences(record["parameters"], present.parameters)
+    changes = differences(record["parameters"], present.parameters, present.defaults)
     for name, now in present.inputs.items():
         known = record["inputs"].get(name)
         if known is None and name in present.required and record["state"] == "started":
             continue  # only another stage that makes a part of this one's output starts so
         if name not in present.missing and differ(known, now):
-            changes.append(describe(name, known, now))
+            changes.append(f"{name} was made anew by {present.remade[name]} since"
+                           if name in present.remade else describe(name, known, now))
     return changes
 
 
 def may_go_on(record: dict, present: Present) -> bool:
     """Whether all that changed since a record are inputs that grew, or that may change freely."""
-    return (not differences(record["parameters"], present.parameters)
+    return (not differences(record["parameters"], present.parameters, present.defaults)
             and set(_not_grown(record, present)) <= set(present.follows))
 
 
@@ -143,17 +173,20 @@ def misfit(name: str, record: dict, present: Present) -> str | None:
     stage = present.label.split()[0]
     if record["state"] != "finished":
         return f"{present.folder}/{name} is unfinished: run {stage} again"
-    changes = differences(record["parameters"], present.parameters) + [
+    changes = differences(record["parameters"], present.parameters, present.defaults) + [
         describe(source, known, now) for source, known in record["inputs"].items()
         if (now := present.inputs.get(source)) and differ(known, now)]
     return (f"{present.folder}/{name} does not fit the configuration: {'; '.join(changes)}; "
             f"run {stage} again") if changes else None
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Which parameters differ, with both values."""
+def differences(old: dict[str, Any], new: dict[str, Any],
+                defaults: dict[str, Any] | None = None) -> list[str]:
+    """Which parameters differ, with both values; `defaults` of those that may lack one."""
+    keys = {**old, **new}
+    old, new = {**(defaults or {}), **old}, {**(defaults or {}), **new}
     return [f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-            for key in {**old, **new} if old.get(key) != new.get(key)]
+            for key in keys if old.get(key) != new.get(key)]
 
 
 def differ(known: dict | None, now: dict | None) -> bool:

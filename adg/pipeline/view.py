@@ -86,7 +86,7 @@ class StageView:
                                                 self.identities.artefact("pool.jsonl")):
             return number
         self.notes.append(f"clustering.num_bins is left open: the {previous} bins of before stay; "
-                          f"{number} with --overwrite or clustering.num_bins={number}")
+                          f"{number} with cluster --overwrite or clustering.num_bins={number}")
         return previous
 
     # What there is
@@ -131,6 +131,8 @@ class StageView:
         outputs = {name: self.identities.artefact(name) for name in self.outputs}
         return Present(
             self.label, str(self.folder), self.parameters, inputs, outputs,
+            defaults=self.config.selection.facts().later_keys,
+            remade=self._remade(record, inputs) if record else {},
             missing={name: self._missing(name) for name in required
                      if name in inputs and inputs[name] is None},
             required=tuple(required),
@@ -139,6 +141,15 @@ class StageView:
             grown=frozenset(name for name in self.stage.grows
                             if record and self._has_grown(name, record, inputs.get(name))),
             edited={name: self.identities.edited(name) for name in outputs})
+
+    def _remade(self, record: dict, inputs: dict[str, dict | None]) -> dict[str, str]:
+        """{input: the stage that has written it anew since the record, as it is now}."""
+        changed = {name: producer for name, now in inputs.items() if now
+                   and record["inputs"].get(name) and differ(record["inputs"][name], now)
+                   and (producer := self.producer(name))}
+        return {name: producer.label for name, producer in changed.items()
+                if (made := producer.record())
+                and not differ(made["outputs"].get(name), inputs[name])}
 
     def now(self, name: str, record: dict) -> dict | None:
         """What an input is now. A source that is gone counts as unchanged once the stage has
@@ -167,12 +178,13 @@ class StageView:
 
     # What is to be done, and whether inputs belong together
 
-    def judge(self) -> Verdict:
-        """What is to be done about the stage."""
+    def judge(self, *, alone: bool = False) -> Verdict:
+        """What is to be done about the stage; `alone`: whatever becomes of those before it."""
         try:
             record = self.record()
             verdict = judge(record, self.present(record))
-            if record and verdict.kind is Kind.DONE and (reason := self._misfit_behind(record)):
+            if record and not alone and verdict.kind is Kind.DONE and (
+                    reason := self._misfit_behind(record)):
                 return Verdict(Kind.WAIT, reason, reason)
         except InputError as error:  # a source that is not found, a record that is corrupt
             return Verdict(Kind.REFUSE, str(error), str(error))
@@ -219,7 +231,8 @@ class StageView:
         if record is None:
             return None
         inputs = {source: self.now(source, record) for source in record["inputs"]}
-        present = Present(self.label, str(self.folder), self.parameters, inputs, outputs={})
+        present = Present(self.label, str(self.folder), self.parameters, inputs, outputs={},
+                          defaults=self.config.selection.facts().later_keys)
         return misfit(name, record, present) or self._misfit_behind(record)
 
     def _misfit_behind(self, record: dict) -> str | None:

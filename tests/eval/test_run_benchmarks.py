@@ -250,3 +250,16 @@ def test_data_that_is_not_there_is_named(config_file, tmp_path: Path):
                      f"eval.data_dir={tmp_path}/data")
     assert result.returncode == 2
     assert "holds no data for bbh" in result.stderr and "Traceback" not in result.stderr
+    assert re.search(rf"\(looked in {re.escape(str(tmp_path))}/data/\S+/\S+/ and \d+ more\); add",
+                     result.stderr)
+
+
+def test_what_the_hub_lacks_is_named_without_a_configuration(monkeypatch):
+    import datasets
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(InputError, match=r"^x: the hub did not give a/b test: offline$"):
+        fetch_benchmarks._load("a/b", None, "test", "x")

@@ -161,7 +161,8 @@ def test_bfloat16_sums_gradients_and_turns_positions_in_float32(config_file, tmp
 
     artifacts.write_jsonl(tmp_path / "mine.jsonl", RECORDS)
     path = config_file(model={"dtype": "bfloat16"}, train={
-        "subset": str(tmp_path / "mine.jsonl"), "batch_size": 10, "epochs": 1})
+        "subset": str(tmp_path / "mine.jsonl"), "batch_size": 10, "epochs": 1,
+        "warmup_ratio": 0.0})
     config = load_config(path, [])
     examples, _ = encode_all(
         RECORDS, load_tokenizer(tiny_model, trust_remote_code=False), config)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from adg.geometry import centred_grams, divergence_score
 from adg.methods.divergence import score_grams
 from adg.models import folders
 from adg.pipeline import record, stage_run
-from adg.pipeline.readiness import already_done
+from adg.pipeline.readiness import options_to_run
 from adg.pipeline.stage_run import StageRun, begin
 from adg.pipeline.stages import parameters_of
 from adg.pipeline.staleness import changes_since
@@ -150,6 +151,69 @@ def test_a_dear_stage_refuses_a_changed_key_and_names_the_ways_on(config_file, s
     assert not (pool_folder / "answers").exists()
 
 
+def test_a_done_stage_is_redone_only_where_it_is_named(config_file, stage, pool_folder):
+    config = load_config(config_file(), [])
+    run = started("sample", config)
+    write_answers(pool_folder)
+    assert options_to_run("sample", config, overwrite=True) == []  # what was begun goes on
+    run.finish(records=len(RECORDS))
+    assert options_to_run("sample", config, overwrite=True) is None
+    assert options_to_run("sample", config, overwrite=True, named=True) == ["--overwrite"]
+    hot = load_config(config_file(), ["generation.temperature=0.5"])
+    assert options_to_run("sample", hot, overwrite=True) == ["--overwrite"]
+    limited = load_config(config_file(), ["pool.limit=9"])
+    assert options_to_run("prepare", limited, overwrite=True) == ["--overwrite"]
+    assert options_to_run("prepare", limited) == []
+
+
+def test_a_stage_names_the_one_whose_output_was_made_anew(config_file, stage, run_folder):
+    config = load_config(config_file(), [])
+    (run_folder / "bins.npy").unlink()
+    stage(cluster, config_file())
+    stage(score_and_select, config_file())
+    finetuned = started("finetune", config)
+    (run_folder / "models/adg-top").mkdir(parents=True)
+    (run_folder / "models/adg-top/config.json").write_text("{}")
+    finetuned.finish(records=3)
+    stage(score_and_select, config_file(), "selection.budget=6")
+    with pytest.raises(InputError) as refused:
+        begin("finetune", load_config(config_file(), ["selection.budget=6"]))
+    assert str(refused.value) == (
+        f"finetune adg-top: subsets/adg/top.json was made anew by select adg since. What "
+        f"{run_folder} holds was made from what was there before and is kept: use another "
+        f"output_dir (or name) or redo it: bash run.sh CONFIG finetune --overwrite (or --overwrite "
+        f"with the stage's own command)")
+    top = run_folder / "subsets/adg/top.json"
+    top.write_text(top.read_text() + " ")  # by hand
+    with pytest.raises(InputError, match=r"top.json was \w{8} and is \w{8}\. What .* before and"):
+        begin("finetune", load_config(config_file(), ["selection.budget=6"]))
+
+
+def test_a_key_that_is_not_recorded_at_its_default_is_told_with_it(config_file, stage, run_folder):
+    (run_folder / "bins.npy").unlink()
+    stage(cluster, config_file())
+    for score, other in (("divergence", "geometric"), ("geometric", "divergence")):
+        stage(score_and_select, config_file(), f"selection.score={score}")
+        view = StageRun("select", load_config(config_file(), [f"selection.score={other}"]))
+        assert view.judge().why == f"selection.score was '{score}' and is '{other}'"
+
+
+def test_the_log_tells_the_projects_code_from_another(monkeypatch, tmp_path):
+    for name, text in (("adg/a.py", "1"), ("eval/b.py", "2"), ("tests/c.py", "3")):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2"\n')
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    ask = record.code_version.__wrapped__
+    before = ask()
+    assert re.fullmatch(r"1\.2\+[0-9a-f]{8}", before)
+    (tmp_path / "tests/c.py").write_text("4")
+    assert ask() == before
+    (tmp_path / "eval/b.py").write_text("4")
+    assert ask() != before
+    assert record.versions()["adg"] == record.code_version()
+
+
 def test_a_killed_dear_stage_goes_on_and_is_no_input_meanwhile(config_file, pool_folder):
     config = load_config(config_file(), [])
     started("sample", config)
@@ -242,7 +306,7 @@ def test_a_model_is_hashed_once_and_by_rank_0_alone(config_file, pool_folder, ch
     read, sha256 = [], hashes._sha256
     monkeypatch.setattr(hashes, "_sha256", lambda path: read.append(path.name) or sha256(path))
     config = load_config(config_file(), [f"model.name_or_path={changeable}"])
-    assert not already_done("sample", config) and "model.safetensors" not in read
+    assert options_to_run("sample", config) == [] and "model.safetensors" not in read
     sampled_with(changeable, config_file, pool_folder)
     assert read.count("model.safetensors") == 1
     os.utime(changeable / "model.safetensors", ns=(1, 1))  # the same model
@@ -251,7 +315,7 @@ def test_a_model_is_hashed_once_and_by_rank_0_alone(config_file, pool_folder, ch
     assert begin("sample", config) is None and read.count("model.safetensors") == 2
     monkeypatch.setenv("RANK", "0")
     for _ in range(2):
-        assert already_done("sample", config)
+        assert options_to_run("sample", config) is None
         assert begin("embed", config) is not None
     assert read.count("model.safetensors") == 3
 
@@ -275,13 +339,14 @@ def test_bins_of_a_wrong_shape_are_refused(config_file, stage, run_folder, array
         stage(score_and_select, config_file())
 
 
-def test_too_many_bins_or_too_large_a_budget_is_said_before_the_work(config_file, stage, tmp_path):
+def test_too_many_bins_or_too_large_a_budget_is_said_before_the_work(config_file, stage, capsys):
     stage(prepare_pool, config_file())
-    for override, message in (("clustering.num_bins=11", "clustering.num_bins is 11"),
-                              ("selection.budget=11", "selection.budget is 11")):
-        with pytest.raises(InputError, match=message):
-            stage(sample_answers, config_file(), override)
-    assert not (tmp_path / "run/answers").exists()
+    for override, message in (
+            ("clustering.num_bins=11", "cluster would refuse: clustering.num_bins is 11"),
+            ("selection.budget=11", "select would refuse: selection.budget is 11")):
+        stage(sample_answers, config_file(), override, "--dry-run")
+        said = capsys.readouterr().out
+        assert 0 <= said.find(f"[sample] note: {message}") < said.find("10 of 10 to do")
 
 
 def test_cluster_writes_a_bin_for_each_record_whatever_was_there(config_file, stage, run_folder):
@@ -313,8 +378,8 @@ def test_bins_of_a_pool_stay_where_their_number_is_left_open(config_file, stage,
     stage(cluster, config_file())
     path = config_file(clustering={"num_bins": None})
     stage(cluster, path)
-    assert ("clustering.num_bins is left open: the 3 bins of before stay; 1 with --overwrite or "
-            "clustering.num_bins=1\n") in capsys.readouterr().out
+    assert ("clustering.num_bins is left open: the 3 bins of before stay; 1 with cluster --overwrite "
+            "or clustering.num_bins=1\n") in capsys.readouterr().out
     stage(score_and_select, path)
     assert "each of 3 semantic bins gives" in (run_folder / "subsets/adg/README.md").read_text()
     assert StageRun("cluster", load_config(path, []), overwrite=True).num_bins == 1

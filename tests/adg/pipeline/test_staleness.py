@@ -52,7 +52,11 @@ def test_a_changed_parameter_redoes_a_cheap_stage_and_is_refused_by_an_expensive
     assert (refused.kind, refused.why) == (Kind.REFUSE, why)
     assert refused.error == (
         f"sample: {why}. What runs/x holds was made with the old value and is kept: go back to "
-        f"that value, give another output_dir (or name), or --overwrite to redo it")
+        f"that value, use another output_dir, or redo it: bash run.sh CONFIG sample --overwrite "
+        f"(or --overwrite with the stage's own command)")
+    named = judge(RECORD, replace(PRESENT, label="finetune x", parameters=other))
+    assert named.ways == ("go back to that value, use another output_dir (or name), or redo it: "
+                          "bash run.sh CONFIG finetune --overwrite")
     # where nothing of it is left there is nothing to keep
     gone = replace(PRESENT, parameters=other, outputs=NOTHING)
     assert judge(RECORD, gone).kind is Kind.REDO
@@ -64,6 +68,33 @@ def test_more_answers_are_a_changed_parameter():
     more = replace(PRESENT, parameters={"generation.num_answers": 5},
                    grown=frozenset({"generation.num_answers"}))
     assert kind_and_why(record, more) == (Kind.REFUSE, "generation.num_answers was 3 and is 5")
+
+
+def test_fewer_answers_are_refused_with_the_way_that_takes_the_first():
+    record = RECORD | {"parameters": {"generation.num_answers": 5}}
+    ways = judge(record, replace(PRESENT, parameters={"generation.num_answers": 3})).ways
+    assert ways.startswith("take the first 3 of these answers with selection.num_answers=3, go ")
+
+
+def test_only_another_model_by_name_can_be_gone_back_to():
+    for name, back in (("m", False), ("other", True)):
+        model = {"name": name, "sha256": "e" * 64}
+        ways = judge(RECORD, replace(PRESENT, inputs={"pool.jsonl": POOL, "model": model})).ways
+        assert ways.startswith("go back to that value, " if back else "use another output_dir or ")
+
+
+def test_what_was_made_anew_is_said_without_hashes():
+    present = replace(PRESENT, inputs={"pool.jsonl": LARGER, "model": MODEL},
+                      remade={"pool.jsonl": "prepare"})
+    assert judge(RECORD, present).why == "pool.jsonl was made anew by prepare since"
+
+
+def test_parameters_recorded_at_other_values_alone_are_told_with_their_default():
+    present = replace(CHEAP, parameters={"seed": 42, "score": "new"}, defaults={"score": "old"})
+    assert judge(RECORD, present).why == "score was 'old' and is 'new'"
+    back = RECORD | {"parameters": present.parameters}
+    assert judge(back, replace(present, parameters={"seed": 42})).why == (
+        "score was 'new' and is 'old'")
 
 
 @pytest.mark.parametrize(("grown", "follows", "kind", "followed"), [

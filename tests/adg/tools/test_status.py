@@ -13,14 +13,18 @@ from adg.tools.status import status
 from generation import prepare_pool
 
 
+WAYS = "; go back to that value, use another output_dir, or redo it: bash run.sh CONFIG "
+
+
 @pytest.fixture
 def lines(config_file, tmp_path: Path):
     """{stage: its text} of the status with these overrides; fails where it changes a file."""
 
     def ask(*overrides: str) -> dict[str, str]:
-        config = load_config(config_file(), [*overrides])
+        config = load_config(config_file(), [word for word in overrides if "=" in word])
         before = tree(tmp_path)
-        rows = [line.split("  ", 1) for line in status(config)]
+        stages = [word for word in overrides if "=" not in word]
+        rows = [line.split("  ", 1) for line in status(config, stages)]
         assert tree(tmp_path) == before
         return {label: text.strip() for label, text in rows}
 
@@ -51,7 +55,7 @@ def test_before_the_first_run_every_stage_waits_for_those_before(lines):
         "sample": "runs after prepare",
         "embed": "runs after prepare, sample",
         "cluster": "runs after prepare, embed",
-        "select adg": "runs after prepare, cluster, embed, sample",
+        "select adg": "runs after prepare, sample, embed, cluster",
         "finetune adg-top": "runs after select",
         "evaluate adg-top": "runs after finetune",
         "tables": "runs after evaluate",
@@ -72,9 +76,10 @@ def test_every_stale_stage_is_shown_at_once(lines, config_file, sampled):
     finished(config_file, "cluster")
     assert lines()["cluster"] == "done"
     shown = lines("generation.temperature=0.5", "clustering.num_bins=2", "embedding.layers=[-1]")
-    assert shown["sample"] == "refused because generation.temperature was 1.4 and is 0.5"
+    assert shown["sample"] == "refused because generation.temperature was 1.4 and is 0.5" + WAYS + (
+        "sample --overwrite")
     assert shown["embed"] == ("refused because embedding.layers was [-4, -3, -2, -1] and is [-1] "
-                              "(after sample)")
+                              "(after sample)" + WAYS + "embed --overwrite")
     assert shown["cluster"] == ("will be redone because clustering.num_bins was 3 and is 2 "
                                 "(after embed)")
     assert shown["select adg"].startswith("runs after ")
@@ -83,13 +88,41 @@ def test_every_stale_stage_is_shown_at_once(lines, config_file, sampled):
 def test_more_answers_are_refused_and_a_larger_pool_extends(lines, config_file, stage, sampled,
                                                             tmp_path):
     assert lines("generation.num_answers=4")["sample"] == (
-        "refused because generation.num_answers was 3 and is 4")
+        "refused because generation.num_answers was 3 and is 4" + WAYS + "sample --overwrite")
     with (tmp_path / "pool.jsonl").open("a") as pool:
         pool.write(json.dumps(RECORDS[0] | {"id": "new"}) + "\n")
     assert lines()["prepare"].startswith("will be redone because pool.path was pool.jsonl ")
     assert lines()["sample"] == "runs after prepare"
     stage(prepare_pool, config_file())
     assert lines()["sample"].startswith("will be extended because pool.jsonl was ")
+
+
+def test_what_is_done_stays_so_unless_a_cheap_stage_changes_what_it_reads(lines, config_file,
+                                                                          sampled):
+    for name, shape in (("instruction_embeddings", (10, 8)), ("answer_grams", (10, 3, 3))):
+        arrays.write_array(sampled / name / "00000.npy", arrays.np.zeros(shape, "f4"))
+    finished(config_file, "embed")
+    shown = lines("pool.limit=99")
+    assert shown["prepare"] == "will be redone because pool.limit was None and is 99"
+    assert shown["sample"] == shown["embed"] == "done, unless prepare changes pool.jsonl"
+    assert shown["cluster"] == "runs after prepare, embed"
+    hot = lines("pool.limit=99", "generation.temperature=0.5")
+    assert hot["sample"].startswith("refused") and hot["embed"] == "runs after prepare, sample"
+
+
+def test_what_was_made_and_is_not_needed_is_listed(lines, sampled):
+    shown = lines("selection.method=random", "generation.temperature=0.5")
+    assert list(shown) == ["prepare", "sample", "select random", "finetune random-top",
+                           "evaluate random-top", "tables"]
+    assert shown["sample"] == ("refused because generation.temperature was 1.4 and is 0.5" + WAYS
+                               + "sample --overwrite (not needed for the table)")
+    (sampled / "bins.npy").write_bytes(b"1")
+    assert "cluster" in lines("selection.method=random")  # no record, but output
+
+
+def test_only_the_stages_named_are_listed(lines, sampled):
+    assert lines("cluster", "embed") == {"embed": "will run", "cluster": "runs after embed"}
+    assert list(lines("embed", "selection.method=random")) == ["embed"]
 
 
 def test_an_interrupted_run_resumes(lines, config_file, sampled):
@@ -117,3 +150,7 @@ def test_the_command_ends_well_whatever_it_says(config_file, sampled):
     assert shown.returncode == 0, shown.stderr
     assert "\nsample            refused because" in shown.stdout and len(
         shown.stdout.splitlines()) == 8
+    shown = command("adg.tools.status", config_file(), "sample", "prepare")
+    assert shown.stdout == "prepare  done\nsample   done\n", shown.stderr
+    wrong = command("adg.tools.status", config_file(), "--overwrite")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: --overwrite: status only looks")
