@@ -13,8 +13,9 @@ class _Shared:
     """Keys that no method has alone."""
 
     name: str | None = key(None, "folder under subsets/; null: the method's name")
-    method: str = key("adg", "method that chooses the records: " + ", ".join(METHODS) + " ("
-                              "longest: output in characters; all: the whole pool, whatever the budget)",
+    method: str = key("adg", "method that chooses the records: " + ", ".join(METHODS) +
+                             " (longest: output in characters; all: the whole pool, whatever the "
+                             "budget)",
                       choices=METHODS, compared=False)
     measure: str | None = key(None, "folder under measures/, for a method that measures; null: the "
                                      "method's name")
