@@ -173,6 +173,32 @@ def in_process(stage, monkeypatch) -> None:
     monkeypatch.setattr(processes, "wait_for", wait_for)
 
 
+def test_overwrite_without_names_redoes_what_is_refused_and_nothing_that_is_done(
+        config_file, tmp_path: Path, stage, in_process, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline_module, "needed_stages", lambda config: ["prepare", "sample"])
+    path, cold = config_file(), "generation.temperature=0.5"
+    stage(pipeline_module, path, "--quiet")
+    before, started = tree(tmp_path), []
+    stage(pipeline_module, path, "--quiet", "--overwrite")
+    assert tree(tmp_path) == before
+    run_stage = processes.run_stage
+    monkeypatch.setattr(processes, "run_stage", lambda name, words, *others, **options: (
+        started.append((name, words[1:])), run_stage(name, words, *others, **options)))
+    with pytest.raises(InputError, match="or redo it: bash run.sh CONFIG sample --overwrite"):
+        stage(pipeline_module, path, "--quiet", cold)
+    for dry in (["--dry-run"], ["--quiet"]):
+        stage(pipeline_module, path, cold, "--overwrite", *dry)
+    stage(pipeline_module, path, "prepare", "--quiet", "--overwrite")
+    assert started == [("sample", [cold, "--dry-run", "--overwrite"]),
+                       ("sample", [cold, "--overwrite"]), ("prepare", ["--overwrite"])]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_are_counted_in_good_english(ranks: int, capsys):
+    processes.say_start("sample", ranks)
+    assert capsys.readouterr().out == f"\n[sample] starts on {ranks} rank{'s'[:ranks - 1]}\n"
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_a_first_dry_run_counts_from_the_pool_itself(config_file, tmp_path: Path, stage, capsys,
                                                      in_process, seeds: int):

@@ -16,7 +16,7 @@ from adg import score_and_select
 from adg.base import arrays, artifacts, distributed, hashes, process
 from adg.base.errors import InputError
 from adg.config import Config, load_config
-from adg.geometry import centred_grams, divergence_score
+from adg.geometry import SCORES, centred_grams, divergence_score
 from adg.methods.divergence import score_grams
 from adg.models import folders
 from adg.pipeline import record, stage_run
@@ -189,7 +189,9 @@ def test_a_stage_names_the_one_whose_output_was_made_anew(config_file, stage, ru
         begin("finetune", load_config(config_file(), ["selection.budget=6"]))
 
 
-def test_a_key_that_is_not_recorded_at_its_default_is_told_with_it(config_file, stage, run_folder):
+def test_a_key_that_is_not_recorded_at_its_default_is_told_with_it(config_file, stage, run_folder,
+                                                                  monkeypatch):
+    monkeypatch.setitem(SCORES, "geometric", divergence_score)
     (run_folder / "bins.npy").unlink()
     stage(cluster, config_file())
     for score, other in (("divergence", "geometric"), ("geometric", "divergence")):
@@ -378,8 +380,8 @@ def test_bins_of_a_pool_stay_where_their_number_is_left_open(config_file, stage,
     stage(cluster, config_file())
     path = config_file(clustering={"num_bins": None})
     stage(cluster, path)
-    assert ("clustering.num_bins is left open: the 3 bins of before stay; 1 with cluster --overwrite "
-            "or clustering.num_bins=1\n") in capsys.readouterr().out
+    assert ("clustering.num_bins is left open: the 3 bins of before stay; 1 with cluster "
+            "--overwrite or clustering.num_bins=1\n") in capsys.readouterr().out
     stage(score_and_select, path)
     assert "each of 3 semantic bins gives" in (run_folder / "subsets/adg/README.md").read_text()
     assert StageRun("cluster", load_config(path, []), overwrite=True).num_bins == 1

@@ -12,7 +12,6 @@ from adg.pipeline.stage_run import StageRun
 from adg.tools.status import status
 from generation import prepare_pool
 
-
 WAYS = "; go back to that value, use another output_dir, or redo it: bash run.sh CONFIG "
 
 
@@ -92,7 +91,7 @@ def test_more_answers_are_refused_and_a_larger_pool_extends(lines, config_file, 
     with (tmp_path / "pool.jsonl").open("a") as pool:
         pool.write(json.dumps(RECORDS[0] | {"id": "new"}) + "\n")
     assert lines()["prepare"].startswith("will be redone because pool.path was pool.jsonl ")
-    assert lines()["sample"] == "runs after prepare"
+    assert lines()["sample"] == "done, unless prepare changes pool.jsonl"
     stage(prepare_pool, config_file())
     assert lines()["sample"].startswith("will be extended because pool.jsonl was ")
 
@@ -153,4 +152,5 @@ def test_the_command_ends_well_whatever_it_says(config_file, sampled):
     shown = command("adg.tools.status", config_file(), "sample", "prepare")
     assert shown.stdout == "prepare  done\nsample   done\n", shown.stderr
     wrong = command("adg.tools.status", config_file(), "--overwrite")
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: --overwrite: status only looks")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: --overwrite: status only looks")
