@@ -45,4 +45,4 @@ def test_a_young_lock_is_waited_for(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(operators.time, "sleep", wait)
     operators.clear_abandoned_locks()
     said = capsys.readouterr().out
-    assert len(waits) == 3 and said.count("waits for") == 1 and f"remove {lock}" in said
+    assert len(waits) == 3 and said.count("waiting for") == 1 and f"remove {lock}" in said
