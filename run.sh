@@ -4,7 +4,7 @@
 #   bash run.sh configs/demo.yaml                        all stages
 #   bash run.sh configs/demo.yaml embed cluster select   only these
 #   bash run.sh configs/demo.yaml selection.budget=6     with a value of the configuration replaced
-#   bash run.sh configs/demo.yaml --overwrite            also those that are stale or refused, anew
+#   bash run.sh configs/demo.yaml --overwrite            redo what is stale or refused, not what is done
 #   bash run.sh setup [gpu|cpu]                          only the set-up
 #
 # A relative path leads from the folder where you stand, else from this one. --help: all options.

@@ -6,9 +6,9 @@
     bash run.sh configs/demo.yaml --seeds 3                also with seed + 1 and seed + 2; the
                                                            table has means and deviations
     bash run.sh configs/demo.yaml --quiet                  only a line per stage, and errors
-    bash run.sh configs/demo.yaml --overwrite              also those that are stale or refused,
-                                                           anew; never one that is done
-    bash run.sh configs/demo.yaml embed --overwrite        this one anew, whatever it is
+    bash run.sh configs/demo.yaml --overwrite              redo what is stale or refused, but
+                                                           nothing that is done
+    bash run.sh configs/demo.yaml embed --overwrite        redo this stage, done or not
     bash run.sh configs/demo.yaml --help generation        the configuration keys of one section
     bash run.sh setup [gpu|cpu]                            only the set-up of .venv
 
