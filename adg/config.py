@@ -40,11 +40,11 @@ class Config:
     output_dir: str = key(MISSING, "the run folder: one pool and one backbone")
     seed: int = key(42, "seed of sampling, k-means, selection and training", least=0,
                     most=MAX_SEED, compared=False)
-    chunk_size: int | None = key(None, "records per file and unit of work in answers/ and the "
-                                 "vectors; null: a 64th of the pool, but 8 to 500, and more for "
-                                 "pools of millions", least=1, compared=False)
+    chunk_size: int | None = key(None, "records per file of answers/ and vectors, the unit of "
+                                 "work; null: 1/64 of the pool, but 8 to 500, or more for very "
+                                 "large pools", least=1, compared=False)
     stall_timeout: int = key(3600, "seconds without progress after which a rank of sample, embed, "
-                             "measure, finetune or evaluate ends itself; 0: never", least=0,
+                             "measure, finetune or evaluate exits; 0: never", least=0,
                              tuning=True)
     model: ModelConfig = field(default_factory=ModelConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)

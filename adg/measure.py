@@ -1,4 +1,4 @@
-"""Stage measure: what a method other than ADG needs of a model, for each record of the pool.
+"""Stage measure: compute what a non-ADG method needs from a model, per record.
 
 Reads   pool.jsonl                N records
 Writes  measures/NAME/*.jsonl     a line per record: {"id": ..., what selection.method measures}

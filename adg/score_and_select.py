@@ -1,4 +1,4 @@
-"""Stage select: from Gram matrices and bins to scores and the top, middle and bottom subsets.
+"""Stage select: score records and choose the top, middle and bottom subsets.
 
 Reads   pool.jsonl                            N records
         bins.npy                              int32 [N]              } selection.method=adg only

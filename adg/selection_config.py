@@ -13,10 +13,11 @@ class _Shared:
     """Keys that no method has alone."""
 
     name: str | None = key(None, "folder under subsets/; null: the method's name")
-    method: str = key("adg", "what chooses the records: " + ", ".join(METHODS) + " (longest: "
-                              "output in characters; all: the whole pool, whatever the budget)",
+    method: str = key("adg", "method that chooses the records: " + ", ".join(METHODS) +
+                             " (longest: output in characters; all: the whole pool, whatever the "
+                             "budget)",
                       choices=METHODS, compared=False)
-    measure: str | None = key(None, "folder under measures/ of a method that measures; null: the "
+    measure: str | None = key(None, "folder under measures/, for a method that measures; null: the "
                                      "method's name")
     budget: int = key(10000, "records in each subset", least=1, compared=False)
 

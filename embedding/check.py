@@ -1,4 +1,4 @@
-"""Do the vectors that the sampler gave agree with those of a forward pass? A check of both.
+"""Check that vectors from the sampler agree with those of a forward pass.
 
 With embedding.source=sampling the sample stage leaves check_answers/: the token ids and vectors of
 the first embedding.check_answers answers. Here the same ids go through the model once more, and the

@@ -1,4 +1,4 @@
-"""Stage cluster: instruction vectors to semantic bins by mini-batch k-means.
+"""Stage cluster: group instruction vectors into semantic bins by mini-batch k-means.
 
 Reads   pool.jsonl                        N records
         instruction_embeddings/*.npy      float32 [n, H]

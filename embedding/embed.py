@@ -1,4 +1,4 @@
-"""Stage embed: instructions to unit vectors, the answers to the Gram matrix of their spread.
+"""Stage embed: compute unit vectors of instructions, and Gram matrices of the answers' spread.
 
 Reads   pool.jsonl                        N records
         answers/*.jsonl                   N rows of K answers

@@ -1,7 +1,8 @@
 """Download the benchmarks into a folder for eval.data_dir, for machines without a network.
 
 Each split that lm-eval's tasks read becomes DIR/<dataset>/<configuration>/<split>.jsonl, the hub's
-layout. A file that exists is not fetched again.
+layout; a data set without configurations uses its own last name as the configuration. Existing
+files are kept.
 
     python -m eval.fetch_benchmarks data/benchmarks
     python -m eval.fetch_benchmarks data/benchmarks --benchmarks cmmlu ceval-valid

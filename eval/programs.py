@@ -1,4 +1,4 @@
-"""Programs that a model wrote (HumanEval, MBPP), and what counts as passed.
+"""Run programs that a model wrote (HumanEval, MBPP), and decide which pass.
 
 A program is an answer followed by its tests. It has passed when its last line was reached
 within 3 seconds: only then does a random word, new for each program, come back over a pipe. What it

@@ -1,4 +1,4 @@
-"""Stage evaluate: a model on the benchmarks, through lm-eval.
+"""Stage evaluate: run the benchmarks on a model with lm-eval.
 
 Reads   models/NAME/                  or the backbone itself, with eval.name=base
         eval.data_dir                 the benchmarks on disk; without it lm-eval asks the hub

@@ -1,4 +1,4 @@
-"""Stage tables: the benchmarks of finished runs beside the paper's published numbers.
+"""Stage tables: show benchmark results of finished runs beside the paper's published numbers.
 
 Reads   RUN_DIR/eval/NAME/scores.json     of each run folder given
         RUN_DIR/provenance/               which method, backbone, pool, budget and seed each is
@@ -9,8 +9,8 @@ Writes  RUN_DIR/tables.md                 the table without options, where one r
     python -m eval.tables runs/mine --rows adg-top random-top --benchmarks gsm8k mmlu Average \\
         --against random-top
 
-The table is printed, and nothing else is. With --against, a line below each row is its difference
-to the row that is named, question by question, with a 95% interval.
+Only the table is printed. With --against, the line below each row is its difference from the row
+named, question by question, with a 95% interval.
 
 With --paired, two evaluated models over the questions that both were asked: each a run folder that
 holds one evaluation, or RUN_DIR/eval/NAME. It prints the difference on each benchmark, group and on

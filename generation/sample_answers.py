@@ -1,4 +1,4 @@
-"""Stage sample: draw K answers to every instruction of the pool.
+"""Stage sample: draw K answers to each instruction of the pool.
 
 Reads   pool.jsonl            N records
 Writes  answers/*.jsonl       N records with generated_answers, finish_reasons and num_tokens [K]

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 from conftest import RECORDS, ROOT
 
+from adg.base import artifacts
 from adg.config import describe_keys, load_config
+from adg.methods.method import Choice, Task
+from adg.models.loader import Loader
 from adg.pipeline.__main__ import check_ahead, check_before
 from adg.pipeline.stages import needed_stages
+from adg.records import Pool
 from generation import prepare_pool
 
 READMES = [path for folder in (".", "adg", "configs", "embedding", "eval", "generation", "tests",
@@ -91,6 +95,30 @@ def test_the_short_configuration_is_one_that_the_pipeline_takes(tmp_path: Path, 
         check_before(name, stages, config)
     assert len((tmp_path / "run/pool.jsonl").read_text().splitlines()) == 30
     assert config.clustering.count_bins(30) == 3
+
+
+def test_the_methods_that_might_be_added_choose(tmp_path: Path, tiny_model: Path):
+    plain, with_model = re.findall(r"^```python\n(.*?)^```$", (
+        ROOT / "adg/methods/README.md").read_text(), re.DOTALL | re.MULTILINE)
+    records = [record | {"output": "word " * (4 + i)} for i, record in enumerate(RECORDS)]
+    artifacts.write_jsonl(tmp_path / "pool.jsonl", records)
+    names: dict = {}
+
+    def chosen(block: str) -> Choice:
+        exec(block, names)  # the second block goes on with the first one's imports
+        method = names["METHOD"]
+        settings = method.settings()
+        if method.measure:
+            loader = Loader({"measure.model": str(tiny_model)}, str(tmp_path / "run"))
+            rows = method.measure.loads[""](loader, settings).measure(records)
+            artifacts.write_jsonl(tmp_path / "measures/00000.jsonl", (
+                {"id": record["id"]} | row for record, row in zip(records, rows, strict=True)))
+        return method.choose(Task(tmp_path, Pool(tmp_path), settings, 2, 0,
+                                  tmp_path / "measures"))
+
+    assert chosen(plain).subsets.top.tolist() == [1, 2]  # the first has four words
+    choice = chosen(with_model)
+    assert list(choice.subsets.top) == list((-choice.columns["score"]).argsort()[:2])
 
 
 def named_by(readme: Path) -> str:

@@ -1,5 +1,4 @@
-"""Stage finetune: full fine-tuning of the backbone on a subset, with the Hugging Face Trainer and
-DeepSpeed.
+"""Stage finetune: fine-tune all weights on a subset, with the Hugging Face Trainer and DeepSpeed.
 
 Reads   subsets/NAME/<subset>.json    Alpaca records, or those of the file in train.subset
 Writes  models/NAME/                  a Hugging Face model folder

@@ -38,14 +38,14 @@ RECIPES = {"intended": Recipe(repeats=False, whole_rounds=False),
 @dataclass
 class ZipConfig:
     recipe: str = key("intended", "intended (exactly the budget, no record twice) or released "
-                                   "(rounded up to whole rounds; where candidates run out, some "
-                                   "come twice)", choices=RECIPES)
-    candidates: int = key(10000, "records of the lowest ratio that a round tries (k1)")
-    shortlist: int = key(200, "of these, the lowest with all that is picked, from which a round "
-                               "picks (k2)")
-    picks_per_round: int = key(100, "picks of a round (k3)", least=1)
-    source: str | None = key(None, "what each record's text, which is compressed, names as its "
-                                    "source; null: the pool's file name without its ending",
+                                   "(rounded up to whole rounds; some records are repeated when "
+                                   "candidates run out)", choices=RECIPES)
+    candidates: int = key(10000, "records with the lowest ratios that a round tries (k1)")
+    shortlist: int = key(200, "those with the lowest ratios together with the records already "
+                               "picked, from which a round picks (k2)")
+    picks_per_round: int = key(100, "picks per round (k3)", least=1)
+    source: str | None = key(None, "source named in each record's text before it is compressed; "
+                                    "null: the pool's file name without its ending",
                              compared=False)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from adg.selection import select_paper
 class RandomConfig:
     """Keys of selection itself."""
 
-    seed: int | None = key(None, "random: of the draw; null: seed", least=0, most=MAX_SEED,
+    seed: int | None = key(None, "random: seed of the draw; null: seed", least=0, most=MAX_SEED,
                             compared=False)
 
 

@@ -29,19 +29,19 @@ _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 class DivergenceConfig:
     """Keys of selection itself."""
 
-    window: str | None = key(None, "adg: which of embedding.windows scores; null: "
+    window: str | None = key(None, "adg: window of embedding.windows to score with; null: "
                                     "embedding.layers", compared=False)
     recipe: str = key("paper", "adg: how bins share the budget: paper (largest remainder, exact) "
-                                "or released (the release's quotas: other sizes than asked)",
+                                "or released (the release's quotas, whose total can differ)",
                       choices=RECIPES, compared=False)
-    num_answers: int | None = key(None, "adg: the first so many answers alone, as if no more had "
-                                        "been drawn; null: all of generation.num_answers", least=2,
+    num_answers: int | None = key(None, "adg: use only the first N answers, as if only N had been "
+                                        "drawn; null: all of generation.num_answers", least=2,
                                    compared=False)
     anisotropy_weight: float = key(0.4, "adg: lambda in score = (1 - lambda) D + lambda I; "
                                          "0: D alone, 1: I alone", least=0, most=1,
                                    compared=False)
-    score: str = key("divergence", "adg: which function of adg.geometry.SCORES makes the score of "
-                                   "D, I and lambda", choices=SCORES, compared=False)
+    score: str = key("divergence", "adg: function in adg.geometry.SCORES that computes the score "
+                                   "from D, I and lambda", choices=SCORES, compared=False)
 
 
 def choose_by_divergence(task: Task) -> Choice:

@@ -30,16 +30,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class IfdConfig:
-    model_name_or_path: str | None = key(None, "what measures: a hub name, folder or GGUF file, as "
-                                                "a pre-experienced model; null: the backbone",
+    model_name_or_path: str | None = key(None, "model that measures: a hub name, folder or GGUF "
+                                                "file, such as a pre-experienced model; null: the "
+                                                "backbone",
                                          path=True)
-    dtype: str | None = key("float32", "its weights (float32: as the release has it); null: "
+    dtype: str | None = key("float32", "dtype of its weights (float32 in the release); null: "
                                        "model.dtype", choices=DTYPES)
     prompt: str = key("alpaca", PROMPT, choices=TEMPLATES)
-    max_length: int = key(512, "tokens of prompt and output; longer ones lose their end", least=2)
-    recipe: str = key("intended", "output alone: intended (the tokens that are scored after the "
-                                   "prompt too) or released (cut as for the authors' tokenizer, "
-                                   "and what is longer then is dropped)",
+    max_length: int = key(512, "maximum tokens of prompt and output; longer ones are truncated at "
+                                "the end", least=2)
+    recipe: str = key("intended", "output alone: intended (tokens also scored after the prompt) or "
+                                   "released (cut as for the authors' tokenizer, and records "
+                                   "still longer are dropped)",
                       choices=("intended", "released"))
 
 

@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class PreExperienceConfig:
-    model_name_or_path: str | None = key(None, "what measures; null: the backbone", path=True)
-    dtype: str | None = key("float32", "its weights (float32: as the release has it); null: "
+    model_name_or_path: str | None = key(None, "model that measures; null: the backbone", path=True)
+    dtype: str | None = key("float32", "dtype of its weights (float32 in the release); null: "
                                        "model.dtype", choices=DTYPES)
     prompt: str = key("alpaca", PROMPT, choices=TEMPLATES)
-    max_length: int = key(512, "tokens of a filled-in template; longer ones lose their end",
-                          least=2)
+    max_length: int = key(512, "maximum tokens of a filled-in template; longer ones are truncated "
+                                "at the end", least=2)
     clusters: int = key(100, "k-means clusters of the instructions' vectors", least=1)
-    per_cluster: int = key(10, "records of each; a smaller cluster goes whole", least=1)
-    low_percentile: float = key(25.0, "of the perplexities in a cluster: none below is taken",
+    per_cluster: int = key(10, "records per cluster; smaller clusters are taken whole", least=1)
+    low_percentile: float = key(25.0, "lowest percentile of perplexity in a cluster to take",
                                 least=0, most=100)
-    high_percentile: float = key(75.0, "of the perplexities in a cluster: none above is taken",
+    high_percentile: float = key(75.0, "highest percentile of perplexity in a cluster to take",
                                  least=0, most=100)
-    num_init: int = key(10, "starts of k-means, of which the best is kept: scikit-learn's default "
-                             "before 1.4, 1 from then on", least=1)
+    num_init: int = key(10, "initialisations of k-means; the best is kept (scikit-learn's default: "
+                             "10 before 1.4, then 1)", least=1)
     random_state: int = key(0, "seed of k-means", least=0)
 
     def __post_init__(self) -> None:

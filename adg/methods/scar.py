@@ -40,10 +40,10 @@ class ScarConfig:
     encoder_name_or_path: str | None = key(None, "folder or hub name of its encoder, whose weights "
                                                   "the ranker replaces; null: the one that its "
                                                   "config.json names", path=True)
-    max_length: int = key(512, "tokens of instruction and input, and of the output; longer ones "
-                                "lose their end", least=2)
-    batch_size: int = key(32, "records of one forward pass, 2 or more: the package fails on a "
-                              "batch of one record", tuning=True, least=2)
+    max_length: int = key(512, "maximum tokens of instruction and input, and of the output; longer "
+                                "ones are truncated at the end", least=2)
+    batch_size: int = key(32, "records per forward pass, at least 2: the package fails on a batch "
+                              "of one record", tuning=True, least=2)
 
 
 def choose_by_style(task: Task) -> Choice:

@@ -41,19 +41,20 @@ _ROWS = 512  # of the similarities that are computed at once
 
 @dataclass
 class SuperfilteringConfig:
-    model_name_or_path: str = key("openai-community/gpt2", "what measures: a hub name, folder or "
-                                                            "GGUF file", path=True)
-    dtype: str = key("float32", "its weights (float32: as the release has it)", choices=DTYPES)
-    max_length: int = key(1024, "tokens of instruction and output; longer ones lose their end",
-                          least=2)
-    threshold: float = key(1.0, "only a record of a lower IFD is kept", above=0)
-    candidates: int | None = key(None, "superfiltering_d: records of the highest IFD from which "
-                                        "is picked; null: a fifth of the pool", least=1)
-    encoder: str = key("sentence-transformers/all-MiniLM-L6-v2", "superfiltering_d: what makes "
-                                                                  "vectors of the records",
+    model_name_or_path: str = key("openai-community/gpt2", "model that measures: a hub name, "
+                                                            "folder or GGUF file", path=True)
+    dtype: str = key("float32", "dtype of its weights (float32 in the release)", choices=DTYPES)
+    max_length: int = key(1024, "maximum tokens of instruction and output; longer ones are "
+                                 "truncated at the end", least=2)
+    threshold: float = key(1.0, "keep only records with a lower IFD", above=0)
+    candidates: int | None = key(None, "superfiltering_d: records with the highest IFD to pick "
+                                        "from; null: a fifth of the pool", least=1)
+    encoder: str = key("sentence-transformers/all-MiniLM-L6-v2", "superfiltering_d: encoder of "
+                                                                  "the records",
                        path=True)
-    text: str = key("all", "superfiltering_d: what it reads: all (instruction, input and output), "
-                            "instruction or output", choices=("all", "instruction", "output"))
+    text: str = key("all", "superfiltering_d: text for the encoder: all (instruction, input and "
+                            "output), instruction or output",
+                      choices=("all", "instruction", "output"))
 
     def count_candidates(self, num_records: int) -> int:
         """Candidates of superfiltering_d in a pool, if so many are kept."""

@@ -1,4 +1,4 @@
-"""Every stage in order, each in processes of its own; what is done is skipped.
+"""Run every stage in order, each in its own processes; completed stages are skipped.
 
     bash run.sh configs/demo.yaml                          all stages
     bash run.sh configs/demo.yaml embed cluster select     only these
@@ -12,12 +12,11 @@
     bash run.sh configs/demo.yaml --help generation        the configuration keys of one section
     bash run.sh setup [gpu|cpu]                            only the set-up of .venv
 
---seeds: where answers are sampled, another seed has a run folder of its own, OUTPUT_DIR-seedN.
-Other methods share all that no seed decides: within the run folder, selection.seed and train.seed
-make models NAME-seedN, and subsets NAME-seedN where records are drawn (selection.method=random).
+--seeds: if answers are sampled, each further seed has its own run folder, OUTPUT_DIR-seedN. Methods
+that draw no answers stay in one run folder and vary selection.seed and train.seed, giving models
+NAME-seedN, and subsets NAME-seedN if records are drawn (selection.method=random).
 
-NPROC in the environment: processes per stage that runs under torchrun; by default one per GPU, and
-two where there is none.
+NPROC in the environment: processes per torchrun stage; by default one per GPU, or two without GPUs.
 """
 
 import subprocess

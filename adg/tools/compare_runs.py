@@ -1,6 +1,6 @@
-"""Does it matter which recipe, seed, K or backbone I use? Two selections side by side, rows by id.
+"""Compare two selections: does it matter which recipe, seed, K or backbone I use?
 
-Prints the overlap of the top subsets (and what chance would give), the rank correlation of
+Prints the overlap of the top subsets (and that expected by chance), the rank correlation of
 dispersion, anisotropy and score, how many records moved far, and those that moved most.
 
     python -m adg.tools.compare_runs runs/demo runs/demo_released

@@ -1,10 +1,10 @@
-"""What a person wants to see of a finished run: its selection last worked at, or the one named.
+"""Summarise a run: its most recent selection, or the one named.
 
     python -m adg.tools.summary runs/demo
     python -m adg.tools.summary runs/demo/subsets/random
 
-Reads only what the stages left in the run folder. A part whose stage has not run is not shown, nor
-one that was made from other inputs than are there now.
+Reads only files in the run folder. Parts whose stage has not run are not shown, nor those made from
+inputs that differ from the files now present.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""What does a choice change? Select for every combination of some values, from what is stored.
+"""Select for every combination of some values, from stored answers and vectors.
 
-Each combination is a selection of its own, subsets/<its values>/, whose stage is skipped where it
-is done; a value that its method does not read makes none, and is not in its name. Printed is how
-many records of top each two share.
+Each combination is a separate selection, subsets/<its values>/, and is skipped if it is done.
+Values that a method ignores make no further selections and are left out of the name. The number
+of top records that each two selections share is printed.
 
     python -m adg.tools.sweep configs/demo.yaml --over selection.anisotropy_weight=0,0.2,0.4,1
     python -m adg.tools.sweep configs/demo.yaml --over selection.num_answers=3,5 \\

@@ -1,8 +1,8 @@
-"""Is this run folder what its stages wrote, and do its parts belong together?
+"""Verify that a run folder is what its stages wrote, and that its parts belong together.
 
-Every file is read and hashed anew and compared with provenance/ and log.jsonl: outputs that were
-edited, swapped or lost, stages that worked from other inputs than are there, with another model or
-other settings than the stage before. Ends with status 1 where something does not fit.
+Every file is reread, hashed and compared with provenance/ and log.jsonl. This finds outputs that
+were edited, swapped or lost, and stages that used inputs, a model or settings different from those
+of the stage before. Exits with status 1 if it finds anything.
 
     python -m adg.tools.verify runs/demo
 """

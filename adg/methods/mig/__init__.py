@@ -46,14 +46,15 @@ class AnnotatorConfig:
                               path=True)
     complexity_scorer: str = key("hkust-nlp/deita-complexity-scorer", "model that scores "
                                                                        "instructions", path=True)
-    tag_encoder: str = key("intfloat/e5-mistral-7b-instruct", "model of the tags' vectors: the "
-                                                               "state of the last token", path=True)
-    tagger_prompt: str = key(_INSTAG_PROMPT, "what it reads; {query}: instruction and input")
-    quality_prompt: str = key(_QUALITY_PROMPT, "what it reads; {query} and {output}")
-    complexity_prompt: str = key(_COMPLEXITY_PROMPT, "what it reads; {query}")
-    max_length: int = key(2048, "tokens of prompt and reply; a longer prompt's record loses its "
-                                 "end")
-    max_tag_tokens: int = key(512, "tokens that the tagger writes at most", least=1)
+    tag_encoder: str = key("intfloat/e5-mistral-7b-instruct", "model for the vectors of tags "
+                                                               "(state of the last token)",
+                           path=True)
+    tagger_prompt: str = key(_INSTAG_PROMPT, "its prompt; {query}: instruction and input")
+    quality_prompt: str = key(_QUALITY_PROMPT, "its prompt; {query} and {output}")
+    complexity_prompt: str = key(_COMPLEXITY_PROMPT, "its prompt; {query}")
+    max_length: int = key(2048, "maximum tokens of prompt and reply; records with longer prompts "
+                                 "are truncated at the end")
+    max_tag_tokens: int = key(512, "maximum tokens written by the tagger", least=1)
     engine: str = key("vllm", "engine of tagger and scorers: vllm, or transformers (slow)",
                       choices=("vllm", "transformers"))
 
@@ -72,15 +73,15 @@ class MigConfig:
     annotations: str | None = key(None, "with tag_vectors: tags, quality_scores and "
                                          "complexity_scores by id, a JSONL file or a folder of "
                                          "them; null: the records' own", path=True)
-    tag_vectors: str | None = key(None, "vectors of the tags: a .npy [tags, H] with a .json of "
-                                         "their names beside it, or a folder with vectors.npy and "
-                                         "tags.json; null: stage measure makes all of this",
+    tag_vectors: str | None = key(None, "vectors of the tags: a .npy [tags, H] beside a .json of "
+                                         "their names, or a folder with vectors.npy and tags.json; "
+                                         "null: stage measure computes all of this",
                                   path=True)
     valid_tags: str | None = key(None, "JSON array of the tags that count; null: all", path=True)
-    threshold: float = key(0.9, "cosine similarity from which two tags are alike", least=0, most=1)
-    prop_weight: float = key(1.0, "weight of like tags beside the tag itself", least=0)
+    threshold: float = key(0.9, "minimum cosine similarity of two similar tags", least=0, most=1)
+    prop_weight: float = key(1.0, "weight of similar tags relative to the tag itself", least=0)
     norm: bool = key(False, "divide a record's score by the number of its tags")
-    phi: str = key("pow", "what a label is worth that has gathered x: pow, (x + a)^b, or exp, "
+    phi: str = key("pow", "value of a label with accumulated weight x: pow, (x + a)^b, or exp, "
                            "1 - exp(-alpha x)", choices=("pow", "exp"))
     phi_a: float = key(1e-6, "phi pow: a", above=0)
     phi_b: float = key(0.8, "phi pow: b", above=0, most=1)
