@@ -132,11 +132,11 @@ def test_a_finished_run_is_verified_and_summed_up(measured, config_file, stage, 
     stage(score_and_select, config_file(), *PRE)
     run = tmp_path / "run"
     config = load_config(run / "config.yaml", [])
-    records = verify.read_records(run)
-    assert "measure pre_experience" in records
-    assert list(verify.verify(run, records, config)) == []
+    evidence = verify.read_evidence(run)
+    assert "measure pre_experience" in evidence.records
+    assert list(verify.verify(run, evidence)) == []
     shown = "\n".join(summary.summarise(run, config))
     assert "measures/pre_experience" in shown and "measure " in shown
     (run / "measures/pre_experience/00001.npy").unlink()
     assert "measures/pre_experience/ is not what" in "\n".join(
-        verify.verify(run, records, config))
+        verify.verify(run, evidence))
