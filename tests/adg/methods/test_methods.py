@@ -15,6 +15,7 @@ from adg.config import load_config
 from adg.geometry import SCORES, anisotropy, centred_grams, dispersion, divergence_score
 from adg.methods import divergence
 from adg.pipeline.command import Command
+from adg.pipeline.record import read_records
 from adg.pipeline.stages import needed_stages
 from adg.selection import select_paper
 from adg.tools import summary
@@ -127,7 +128,8 @@ def test_another_score_is_another_value_of_one_key(config_file, stage, tmp_path,
     assert selected("divergence") == first and "done before" in capsys.readouterr().out
     assert "score s = 0.6 D + 0.4 I, and" in (run / "subsets/adg/README.md").read_text()
     assert np.allclose(selected("product"), product(dispersion(grams), anisotropy(grams), 0.4))
-    assert "stale, because selection.score was 'divergence' and is 'product'" in capsys.readouterr().out
+    assert ("stale, because selection.score was 'divergence' and is 'product'"
+            in capsys.readouterr().out)
     assert read_records(run)["select adg"]["parameters"]["selection.score"] == "product"
     assert "score s = product(D, I; 0.4), and" in (run / "subsets/adg/README.md").read_text()
     config = load_config(config_file(), [])
