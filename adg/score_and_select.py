@@ -124,7 +124,7 @@ def write_subsets(folder: Path, pool: Pool, choice: Choice,
 
     line = "{{" + ", ".join(f'"{name}": {{}}' for name in ("id", *columns)) + "}}\n"
     artifacts.write_lines(folder / "scores.jsonl", map(
-        line.format, ids(), *(artifacts.to_texts(values) for values in columns.values())))
+        line.format, ids(), *(_to_texts(values) for values in columns.values())))
     names = subset_names(fields)
 
     def members(rows: np.ndarray) -> Iterator[dict]:
@@ -175,6 +175,11 @@ def show(choice: Choice, unscored: list[str]) -> None:
     if unscored:
         say(f"[select] not scored: fewer than two answers have a vector: {', '.join(unscored)}"
             + (" ..." if report["unscored"] > len(unscored) else ""))
+
+
+def _to_texts(values: list[int | float | None]) -> list[str]:
+    """Each number as JSON has it, at once for all."""
+    return artifacts.to_line(values)[1:-1].split(", ")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ Reads   pool.jsonl                        N records
         check_answers/*.jsonl             with embedding.source=sampling: what the first answers are
                                           checked by
 Writes  instruction_embeddings/*.npy      float32 [n, H], unit rows
-        answer_embeddings/*.npy           float32 [n, K, H], NaN for an answer without a token (see
-                                          embedding.empty_answers); only with
-                                          embedding.keep_answer_embeddings
+        answer_embeddings/*.npy           float32 [n, K, H], NaN for an answer without a token; only
+                                          with embedding.keep_answer_embeddings
         answer_grams/*.npy                float32 [n, K, K], of the centred unit answer vectors;
                                           NaN in the row and column of an answer without a token
         window_grams/NAME/*.npy           the same for each of embedding.windows

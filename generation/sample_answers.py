@@ -52,8 +52,7 @@ def main() -> None:
     if command.show_prompts:
         show_prompts(command.show_prompts, config)
         return
-    run = stage_run.begin("sample", config, overwrite=command.overwrite,
-                          dry_run=command.dry_run)
+    run = stage_run.begin("sample", config, overwrite=command.overwrite, dry_run=command.dry_run)
     if run is None:
         return
     if config.embedding.source == "sampling":

@@ -361,7 +361,7 @@ def test_help_says_the_stages_and_the_keys_of_one_section(stage, capsys):
             stage(pipeline_module, *arguments)
         shown = capsys.readouterr().out
         for name, about in (("prepare", "read the instruction pool, check"),
-                            ("finetune", "full fine-tuning of the backbone")):
+                            ("finetune", "fine-tune all weights on a subset")):
             assert f"\n  {name:10}{about}" in shown
         assert "\n  generation.temperature (1.4; above 0)\n" in shown
     with pytest.raises(SystemExit, match="0"):

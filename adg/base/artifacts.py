@@ -110,11 +110,6 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
         file.writelines(lines)
 
 
-def to_texts(values: list[int | float | None]) -> list[str]:
-    """Each number as JSON has it, at once for all."""
-    return to_line(values)[1:-1].split(", ")
-
-
 def write_json_array(path: Path, rows: Iterable[dict]) -> None:
     """Write a JSON array, an object a line."""
     with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
@@ -251,6 +246,5 @@ def parse_record(line: bytes, where: str) -> dict:
     except (ValueError, RecursionError) as error:  # broken JSON or UTF-8, or thousands of brackets
         raise InputError(f"{where}: not valid JSON ({error}); fix or remove the line") from None
     if not isinstance(record, dict):
-        raise InputError(f"{where}: a {type(record).__name__}, not a JSON object; "
-                         f"fix or remove it")
+        raise InputError(f"{where}: a {type(record).__name__}, not a JSON object; fix or remove it")
     return record

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from itertools import takewhile
@@ -15,6 +16,7 @@ from adg.base import screen, store
 from adg.base.errors import InputError, printable
 
 _DEVICE = re.compile(r"\d+|(GPU|MIG)-.+")  # an entry of CUDA_VISIBLE_DEVICES
+_PATIENCE = 120  # seconds until files of other nodes must show: NFS keeps what it saw for up to 60
 _BAR = ("{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
         "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]")
 
@@ -221,3 +223,12 @@ def _store() -> Any:
 
 def _value(key: str, other: int) -> bytes:
     return store.value(_store(), key, other, rank())
+
+
+def settled(look: Callable[[], list]) -> list:
+    """What `look` finds: of several ranks, what it still finds when files of other nodes must show.
+    """
+    deadline = time.monotonic() + (_PATIENCE if world_size() > 1 else 0)
+    while (left := look()) and time.monotonic() < deadline:
+        time.sleep(1)
+    return left

@@ -88,8 +88,7 @@ def _check_description(path: Path, key: str) -> None:
     try:
         is_model = "model_type" in json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{key}: {path}/ holds no config.json: "
-                         f"not a model folder") from None
+        raise InputError(f"{key}: {path}/ holds no config.json: not a model folder") from None
     except (ValueError, TypeError):
         is_model = False
     if not is_model:

@@ -8,8 +8,7 @@ from adg.config import Config
 from adg.pipeline.sources import is_outside
 from adg.pipeline.stage_run import StageRun
 from adg.pipeline.stages import STAGES, inputs_of
-from adg.pipeline.staleness import Kind, Verdict
-from adg.pipeline.view import allowed
+from adg.pipeline.staleness import Kind, Verdict, allowed
 from adg.records import Pool
 
 

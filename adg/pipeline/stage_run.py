@@ -10,7 +10,6 @@ import contextlib
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,21 +18,21 @@ from typing import Any
 from adg.base import artifacts, distributed, lock, log_file, process, screen
 from adg.base.errors import InputError
 from adg.config import Config, to_yaml
+from adg.pipeline import counts as tally
 from adg.pipeline import record as records
 from adg.pipeline.stages import inputs_of
 from adg.pipeline.staleness import (
     Kind,
     Verdict,
+    allowed,
     changes_since,
     differ,
     differences,
     judge,
     redo_command,
 )
-from adg.pipeline.view import StageView, allowed
+from adg.pipeline.view import StageView
 from adg.records import Pool, check_ids
-
-_PATIENCE = 120  # seconds until files of other nodes must show: NFS keeps what it saw for up to 60
 
 
 class StageRun(StageView):
@@ -63,7 +62,8 @@ class StageRun(StageView):
             distributed.barrier("overwrite")  # no rank sees the removal
         record = distributed.agreed("start", lambda: self._record_start(follow))
         self.extends = record["extends"]
-        if distributed.rank() > 0 and (changes := _settled(lambda: self._unlike(record))):
+        if distributed.rank() > 0 and (
+                changes := distributed.settled(lambda: self._unlike(record))):
             raise InputError(f"{self.label}: {'; '.join(changes)}: the former is rank 0's, and all "
                              f"ranks need the same configuration, model and run folder")
         if self.stage.torchrun:
@@ -169,7 +169,7 @@ class StageRun(StageView):
         self.records_done = sum(distributed.barrier("chunks", records))
         if distributed.rank() > 0:
             return False
-        if left := _settled(missing):
+        if left := distributed.settled(missing):
             raise InputError(f"{self.label}: {len(left)} chunks are not in {self.folder}, though "
                              f"every rank has done its own: is output_dir one folder of all nodes?")
         process.watch(self.config.stall_timeout)
@@ -177,24 +177,13 @@ class StageRun(StageView):
 
     def count(self, chunk: int, counts: dict[str, int | list]) -> None:
         """Keep what there is to count or to list in a chunk, over ranks and restarts."""
-        path = self.counts_path / artifacts.chunk_name(chunk, "json")
-        if any(counts.values()):
-            artifacts.write_json(path, counts)
-        else:
-            path.unlink(missing_ok=True)
-
-    def _total_counts(self) -> dict[str, int]:
-        total: Counter[str] = Counter()
-        for path in self.counts_path.glob("*.json"):
-            for name, counted in json.loads(path.read_text(encoding="utf-8")).items():
-                total[name] += len(counted) if isinstance(counted, list) else counted
-        return {name: number for name, number in total.items() if number}
+        tally.keep(self.counts_path, chunk, counts)
 
     def finish(self, *, records: int, **counts: Any) -> None:
         """Mark the stage done and append its line to log.jsonl; `records` is what this run did."""
         process.unwatch()
         seconds = time.monotonic() - self.started
-        total = self._total_counts()
+        total = tally.total(self.counts_path)
         finished = self._record_end(records, seconds, counts | total)
         lock.release(self.folder, self.label)
         if not finished:
@@ -259,12 +248,3 @@ def begin(name: str, config: Config, *, overwrite: bool = False,
             run.keep_hashes()
         return None
     return run
-
-
-def _settled(look: Callable[[], list]) -> list:
-    """What `look` finds: of several ranks, what it still finds when files of other nodes must show.
-    """
-    deadline = time.monotonic() + (_PATIENCE if distributed.world_size() > 1 else 0)
-    while (left := look()) and time.monotonic() < deadline:
-        time.sleep(1)
-    return left

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from adg.base.errors import InputError
+
 
 class Kind(StrEnum):
     """What is to be done about a stage."""
@@ -153,6 +155,13 @@ def changes_since(record: dict, present: Present) -> list[str]:
             changes.append(f"{name} was made anew by {present.remade[name]} since"
                            if name in present.remade else describe(name, known, now))
     return changes
+
+
+def allowed(verdict: Verdict) -> Verdict:
+    """The verdict; InputError where it is that the stage must not run."""
+    if verdict.error:
+        raise InputError(verdict.error)
+    return verdict
 
 
 def may_go_on(record: dict, present: Present) -> bool:

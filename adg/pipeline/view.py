@@ -21,7 +21,7 @@ from adg.pipeline.stages import (
     parameters_of,
     producer_of,
 )
-from adg.pipeline.staleness import Kind, Present, Verdict, differ, judge, misfit
+from adg.pipeline.staleness import Kind, Present, Verdict, allowed, differ, judge, misfit
 
 
 class StageView:
@@ -245,10 +245,3 @@ class StageView:
         """The stage of this configuration that makes an input; None for any other input."""
         stage = producer_of(name, self.config)
         return stage and StageView(stage, self.config, identities=self.identities)
-
-
-def allowed(verdict: Verdict) -> Verdict:
-    """The verdict; InputError where it is that the stage must not run."""
-    if verdict.error:
-        raise InputError(verdict.error)
-    return verdict

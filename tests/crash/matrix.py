@@ -47,7 +47,7 @@ from adg.config import Config, load_config  # noqa: E402
 from adg.pipeline import command  # noqa: E402
 from adg.pipeline.record import read_log, read_records  # noqa: E402
 from adg.pipeline.stages import STAGES, outputs_of  # noqa: E402
-from adg.tools.verify import verify  # noqa: E402
+from adg.tools.verify import Evidence, verify  # noqa: E402
 
 _BY_COPIES = ("sample", "embed", "measure", "finetune", "evaluate")
 _SHARES = (("finetune",), ("sample", "embed", "measure", "evaluate"),
@@ -381,7 +381,8 @@ class Lab:
             yield f"log.jsonl has the lines {lines}"
         if any(record["state"] != "finished" for record in read_records(self.run).values()):
             yield "a stage counts as unfinished"
-        yield from verify(self.run, read_records(self.run), self.config)
+        logged = {line["label"]: line for line in read_log(self.run)}
+        yield from verify(self.run, Evidence(self.config, read_records(self.run), logged, []))
 
 
 def refusing(folder: Path, first: int, reason: int) -> Callable[[Operation], None]:

@@ -184,10 +184,10 @@ def test_the_models_own_limit_counts_too(config_file, stage, answered, tiny_mode
     assert line["cut_answers"] > 0
 
 
-def test_a_model_that_cannot_fit_ends_before_the_pool_is_read(config_file, stage, answered,
+def test_a_model_that_cannot_fit_ends_before_the_answers_are_read(config_file, stage, answered,
                                                               monkeypatch):
     monkeypatch.setattr(loading, "_memory", lambda gpus: {"cpu": 100_000})
-    monkeypatch.setattr(embed, "Pool", None)
+    monkeypatch.setattr(embed, "Answers", None)
     with pytest.raises(InputError, match=r"the weights take 0\.\d GiB, and a rank's share of the "
                                          r"memory has 0\.0 GiB free: raise embedding.gpus_per"):
         stage(embed, config_file())

@@ -29,6 +29,7 @@ def test_a_rank_without_progress_ends_with_a_stack_trace():
 @pytest.fixture
 def armed(monkeypatch) -> list[object]:
     """What faulthandler is told: (seconds, whether it ends the process), or None to give up."""
+    process.unwatch()  # what another test may have left
     told: list[object] = []
     monkeypatch.setattr(faulthandler, "dump_traceback_later",
                         lambda seconds, *, exit, file: told.append((seconds, exit)))

@@ -227,8 +227,8 @@ def test_other_annotations_vectors_or_settings_are_another_selection(mig_run, tm
 
 @pytest.mark.parametrize(("pool", "override", "message"), [
     (ANNOTATED[:3], "budget=3", "tags.json: no vector for 1 of the 4 tags in use: 'x'; add them"),
-    (ANNOTATED[:3], "mig.annotations=gone.jsonl", "selection.mig.annotations: gone.jsonl is not"),
-    (ANNOTATED[:3], "mig.tag_vectors=gone.npy", "selection.mig.tag_vectors: gone.npy is not"),
+    (ANNOTATED[:3], "mig.annotations=gone.jsonl", "mig.annotations: gone.jsonl not found"),
+    (ANNOTATED[:3], "mig.tag_vectors=gone.npy", "selection.mig.tag_vectors: gone.npy not found"),
     ([ANNOTATED[3]] * 3, "budget=3", "selection.budget is 3, but 0 of the 3 records have tags and "
                                      "scores: give 0 at most"),
     ([flat("a", [1.0], [1.0])], "budget=1", "pool.jsonl:1: tags is not an array of strings"),
