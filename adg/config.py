@@ -16,11 +16,11 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from adg import config_rules as rules
 from adg.base import yaml_files
 from adg.base.errors import InputError
 from adg.base.keys import MAX_SEED, allowed, check, key
 from adg.base.paths import find, looked_in
-from adg.config_rules import RULES, RULES_ON_NAMES
 from adg.config_sections import (
     HUB,
     SUBSETS,
@@ -77,11 +77,19 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self)
-        for rule in RULES:
-            rule(self)
+        rules.check_output_dir(self.output_dir)
+        rules.check_pool(self.pool)
+        rules.check_lengths(self.generation)
+        rules.check_layers(self.embedding, self.selection.window)
+        rules.check_sampler(self.generation, self.model)
+        rules.check_one_pass(self.embedding, self.generation.max_model_len,
+                             dtype=self.embedding_dtype(), sampling_dtype=self.sampling_dtype())
+        rules.check_num_answers(self.selection.num_answers, self.generation.num_answers)
+        rules.check_training(self.train, self.eval)
         self._fill_in()
-        for rule in RULES_ON_NAMES:
-            rule(self)
+        rules.check_prompts(self.generation, self.train)
+        rules.check_names({f"{section}.name": getattr(self, section).name
+                           for section in ("selection", "train", "eval")})
 
     def _fill_in(self) -> None:
         """Replace null by what it stands for, where that is known from other keys."""

@@ -3,24 +3,29 @@
 import codecs
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adg.base.keys import NAME_RULE, is_name, listed, require
 from adg.base.paths import ROOT
-from adg.config_sections import SUBSETS
+from adg.config_sections import (
+    SUBSETS,
+    EmbeddingConfig,
+    EvalConfig,
+    GenerationConfig,
+    ModelConfig,
+    PoolConfig,
+    TrainConfig,
+)
 
-if TYPE_CHECKING:
-    from adg.config import Config
 
-
-def check_output_dir(config: "Config") -> None:
-    require(bool(config.output_dir.strip()), "output_dir", config.output_dir, "a folder's name")
-    require(_may_hold_a_run(Path(config.output_dir)), "output_dir", config.output_dir, "a folder "
-            "for one run, as in runs/mine: not the repository, its source folders or one that "
-            "contains it, nor your home folder or /")
-    folder = Path(config.output_dir)
+def check_output_dir(output_dir: str) -> None:
+    """InputError where a folder cannot hold a run, or its files would mix with others."""
+    require(bool(output_dir.strip()), "output_dir", output_dir, "a folder's name")
+    folder = Path(output_dir)
+    require(_may_hold_a_run(folder), "output_dir", output_dir, "a folder for one run, as in "
+            "runs/mine: not the repository, its source folders or one that contains it, nor your "
+            "home folder or /")
     nearest = next((path for path in (folder, *folder.parents) if os.path.exists(path)), ROOT)
-    require(nearest.is_dir(), "output_dir", config.output_dir, f"a folder, and {nearest} is a file")
+    require(nearest.is_dir(), "output_dir", output_dir, f"a folder, and {nearest} is a file")
 
 
 def _may_hold_a_run(folder: Path) -> bool:
@@ -38,8 +43,8 @@ def _may_hold_a_run(folder: Path) -> bool:
 _NO_FILES = ("idna", "punycode", "unicode-escape", "raw-unicode-escape")  # codecs of other things
 
 
-def check_pool(config: "Config") -> None:
-    pool = config.pool
+def check_pool(pool: PoolConfig) -> None:
+    """InputError for an encoding that Python does not have, and for keys that exclude others."""
     require(pool.encoding == "auto" or _is_codec(pool.encoding), "pool.encoding", pool.encoding,
             "auto or a Python codec for text such as utf-8, cp1252 or utf-16")
     require(pool.on_hub() or Path(pool.path).resolve() != Path("/"), "pool.path", pool.path,
@@ -57,8 +62,8 @@ def _is_codec(name: str) -> bool:
         return False
 
 
-def check_lengths(config: "Config") -> None:
-    generation = config.generation
+def check_lengths(generation: GenerationConfig) -> None:
+    """InputError where the numbers of tokens do not fit one another."""
     shortest, longest = generation.min_new_tokens, generation.max_new_tokens
     require(shortest <= longest, "generation.min_new_tokens", shortest,
             f"at most max_new_tokens ({longest})")
@@ -66,14 +71,13 @@ def check_lengths(config: "Config") -> None:
             generation.max_model_len, f"above max_new_tokens ({longest})")
 
 
-def check_layers(config: "Config") -> None:
-    embedding = config.embedding
-    for window, layers in {"": embedding.layers, **embedding.windows}.items():
-        name = f"embedding.windows.{window}" if window else "embedding.layers"
-        require(not window or is_name(window), "embedding.windows", window, f"named by {NAME_RULE}")
+def check_layers(embedding: EmbeddingConfig, window: str | None) -> None:
+    """InputError for windows of layers that cannot be; `window` is selection.window."""
+    for own, layers in {"": embedding.layers, **embedding.windows}.items():
+        name = f"embedding.windows.{own}" if own else "embedding.layers"
+        require(not own or is_name(own), "embedding.windows", own, f"named by {NAME_RULE}")
         require(bool(layers), name, layers, "at least one layer")
         require(len(set(layers)) == len(layers), name, layers, "without duplicates")
-    window = config.selection.window
     require(window is None or window in embedding.windows, "selection.window", window,
             f"null or a name in embedding.windows ({', '.join(embedding.windows)})")
     require(embedding.empty_answers != "instruction" or embedding.recipe == "released",
@@ -81,17 +85,21 @@ def check_layers(config: "Config") -> None:
             f"{embedding.recipe}")
 
 
-def check_sampler(config: "Config") -> None:
-    if config.generation.sampler != "vllm":
-        require(config.model.tensor_parallel_size == 1, "model.tensor_parallel_size",
-                config.model.tensor_parallel_size, "1 with generation.sampler transformers")
-        require(not config.generation.batch_invariant, "generation.batch_invariant", True,
+def check_sampler(generation: GenerationConfig, model: ModelConfig) -> None:
+    """InputError for what only vLLM can do, with another sampler."""
+    if generation.sampler != "vllm":
+        require(model.tensor_parallel_size == 1, "model.tensor_parallel_size",
+                model.tensor_parallel_size, "1 with generation.sampler transformers")
+        require(not generation.batch_invariant, "generation.batch_invariant", True,
                 "false with generation.sampler transformers")
 
 
-def check_one_pass(config: "Config") -> None:
-    """Where the sampler's own pass makes the vectors, nothing may ask for another text or dtype."""
-    embedding, room = config.embedding, config.generation.max_model_len
+def check_one_pass(embedding: EmbeddingConfig, room: int, *, dtype: str,
+                   sampling_dtype: str) -> None:
+    """Where the sampler's own pass makes the vectors, nothing may ask for another text or dtype.
+
+    `room` is generation.max_model_len, `dtype` that in which texts become vectors.
+    """
     if embedding.source != "sampling":
         return
     why = "with embedding.source sampling, which"
@@ -101,31 +109,31 @@ def check_one_pass(config: "Config") -> None:
     require(embedding.token_weights == "uniform", "embedding.token_weights",
             embedding.token_weights, f"uniform {why} counts every token once; use "
             "embedding.source=forward")
-    dtype = config.sampling_dtype()
-    require(config.embedding_dtype() == dtype, "embedding.dtype", config.embedding_dtype(),
-            f"{dtype} {why} samples answers in it")
+    require(dtype == sampling_dtype, "embedding.dtype", dtype,
+            f"{sampling_dtype} {why} samples answers in it")
     require(embedding.max_length >= room, "embedding.max_length", embedding.max_length,
             f"at least generation.max_model_len ({room}) {why} embeds answers whole")
 
 
-def check_selection(config: "Config") -> None:
-    sampled, used = config.generation.num_answers, config.selection.num_answers
+def check_num_answers(used: int | None, sampled: int) -> None:
+    """InputError where more answers are used (selection.num_answers) than are sampled."""
     require(used is None or used <= sampled, "selection.num_answers", used,
             f"at most generation.num_answers ({sampled})")
 
 
-def check_training(config: "Config") -> None:
-    train = config.train
+def check_training(train: TrainConfig, evaluation: EvalConfig) -> None:
+    """InputError for a subset, a report or benchmarks that cannot be."""
     require(train.subset in SUBSETS or train.subset_file() is not None, "train.subset",
             train.subset, listed((*SUBSETS, "a file ending in .json or .jsonl")))
     require("none" not in train.report_to or len(train.report_to) == 1, "train.report_to",
             train.report_to, "none alone, or without none")
-    require(bool(config.eval.benchmarks), "eval.benchmarks", config.eval.benchmarks,
+    require(bool(evaluation.benchmarks), "eval.benchmarks", evaluation.benchmarks,
             "at least one benchmark")
 
 
-def check_prompts(config: "Config") -> None:
-    generation, prompts = config.generation, (config.generation.prompt, config.train.prompt)
+def check_prompts(generation: GenerationConfig, train: TrainConfig) -> None:
+    """InputError for options of a prompt that is not used, and where a prompt file is lacking."""
+    prompts = generation.prompt, train.prompt
     for option, prompt in (("prompt_file", "file"), ("system_prompt", "chat")):
         value = getattr(generation, option)
         require(value is None or prompt in prompts, f"generation.{option}", value,
@@ -134,14 +142,9 @@ def check_prompts(config: "Config") -> None:
             None, "a file, as generation.prompt or train.prompt is file")
 
 
-def check_names(config: "Config") -> None:
-    for section in ("selection", "train", "eval"):
-        name = getattr(config, section).name
-        require(is_name(name), f"{section}.name", name, NAME_RULE)
-    require(config.train.name != "base", "train.name", "base",
+def check_names(names: dict[str, str]) -> None:
+    """InputError for a name, by its key, that cannot be a folder's."""
+    for name_key, name in names.items():
+        require(is_name(name), name_key, name, NAME_RULE)
+    require(names["train.name"] != "base", "train.name", "base",
             "another name: base is the backbone as it is")
-
-
-RULES = (check_output_dir, check_pool, check_lengths, check_layers, check_sampler, check_one_pass,
-         check_selection, check_training)
-RULES_ON_NAMES = (check_prompts, check_names)  # once what was null is filled in

@@ -22,6 +22,7 @@ _DEAD = 120  # seconds without one, after which its holder counts as dead
 
 
 def marker_of(file: BinaryIO) -> Path:
+    """The hidden file beside a file that stands for a lock on it."""
     path = Path(file.name)
     return path.with_name(f".{path.name.lstrip('.')}.held")
 
@@ -109,5 +110,6 @@ def _keep_young(marker: Path, text: bytes, ended: threading.Event) -> None:
 
 
 def here() -> dict:
+    """Host, process and time, as a holder of a lock writes them down."""
     return {"host": socket.gethostname(), "process": os.getpid(),
             "since": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -35,14 +35,12 @@ ROOMS = {
 
 
 def modules_in(tree: ast.AST) -> set[str]:
-    """What a file imports anywhere, but for its type hints alone."""
-    hints = {node for block in ast.walk(tree) if isinstance(block, ast.If)
-             and ast.unparse(block.test) == "TYPE_CHECKING" for node in ast.walk(block)}
+    """What a file imports anywhere, also for its type hints alone."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node not in hints:
+        elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports hide an arrow"
             names |= {full if (full := f"{node.module}.{name.name}") in MODULES else node.module
                       for name in node.names}

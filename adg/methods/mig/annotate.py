@@ -16,11 +16,11 @@ import numpy as np
 from adg.base import distributed
 from adg.base.errors import InputError
 from adg.control_tokens import ControlTokens
+from adg.methods.mig.settings import AnnotatorConfig, MigConfig
 from adg.prompts import longest_fit
 from adg.records import instruction_text
 
 if TYPE_CHECKING:
-    from adg.methods.mig import AnnotatorConfig, MigConfig
     from adg.models.loader import Loader
 
 _PLACE = re.compile(r"\{(query|output)\}")
@@ -32,7 +32,7 @@ class Reader:
     """A model that is asked one thing about each record, in an engine, with its own prompts."""
 
     def __init__(self, role: str, prompt: str, num_new_tokens: int, loader: "Loader",
-                 settings: "AnnotatorConfig") -> None:
+                 settings: AnnotatorConfig) -> None:
         """`role`: tagger, quality_scorer or complexity_scorer in selection.mig.annotator."""
         distributed.claim_gpus(1, "selection.mig.annotator")
         model = loader.local(f"measure.{role}")
@@ -86,7 +86,7 @@ class Reader:
 class Tagger(Reader):
     """InsTagger: what a record asks for, in tags."""
 
-    def __init__(self, loader: "Loader", settings: "AnnotatorConfig") -> None:
+    def __init__(self, loader: "Loader", settings: AnnotatorConfig) -> None:
         self._max_tokens = settings.max_tag_tokens
         super().__init__("tagger", settings.tagger_prompt, self._max_tokens, loader, settings)
 
@@ -100,7 +100,7 @@ class Scorer(Reader):
     """One of DEITA's scorers, whose expected digits go under `column`, for the only round."""
 
     def __init__(self, role: str, prompt: str, column: str, loader: "Loader",
-                 settings: "AnnotatorConfig") -> None:
+                 settings: AnnotatorConfig) -> None:
         super().__init__(role, prompt, 1, loader, settings)
         self._column, self._digits = column, digit_tokens(self.tokenizer, role)
 
@@ -110,18 +110,18 @@ class Scorer(Reader):
         return [{self._column: [score]} for score in (shares @ np.arange(1.0, 7.0)).tolist()]
 
 
-def load_tagger(loader: "Loader", settings: "MigConfig") -> Tagger:
+def load_tagger(loader: "Loader", settings: MigConfig) -> Tagger:
     """The measurer of tags."""
     return Tagger(loader, settings.annotator)
 
 
-def load_quality(loader: "Loader", settings: "MigConfig") -> Scorer:
+def load_quality(loader: "Loader", settings: MigConfig) -> Scorer:
     """The measurer of quality_scores."""
     return Scorer("quality_scorer", settings.annotator.quality_prompt, "quality_scores", loader,
                   settings.annotator)
 
 
-def load_complexity(loader: "Loader", settings: "MigConfig") -> Scorer:
+def load_complexity(loader: "Loader", settings: MigConfig) -> Scorer:
     """The measurer of complexity_scores."""
     return Scorer("complexity_scorer", settings.annotator.complexity_prompt, "complexity_scores",
                   loader, settings.annotator)

@@ -17,16 +17,16 @@ import numpy as np
 from adg.base import arrays, artifacts
 from adg.base.errors import InputError
 from adg.control_tokens import ControlTokens
+from adg.methods.mig.settings import MigConfig
 from adg.models.batches import Batcher, budget, padded
 
 if TYPE_CHECKING:
-    from adg.methods.mig import MigConfig
     from adg.models.loader import Loader
 
 _TAGS, _VECTORS = "tags.json", "vectors.npy"  # as adg.methods.mig.annotations finds them
 
 
-def write_tag_vectors(folder: Path, loader: "Loader", settings: "MigConfig") -> dict[str, int]:
+def write_tag_vectors(folder: Path, loader: "Loader", settings: MigConfig) -> dict[str, int]:
     """Write tags.json [L], sorted, and vectors.npy, float32 [L, H], beside the rows; the counts."""
     tags_of = [row["tags"] for row in artifacts.JsonlRows(folder)]
     tags = sorted({tag for row_tags in tags_of for tag in row_tags})
